@@ -1,0 +1,1 @@
+"""A plugin's isolation is a setting."""

@@ -1,0 +1,159 @@
+"""Every exception that a user of hybridload can meet.
+
+All of them are `PluginError`. Each message says what happened, to which plugin, and what to do next; what a program
+may want to act on is an attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class PluginError(Exception):
+    """The base of everything that hybridload raises.
+
+    :param message: what happened and what to do next.
+    :param plugin: the plugin's name, or its command where it has no name.
+    """
+
+    def __init__(self, message: str, *, plugin: str | None = None) -> None:
+        super().__init__(message)
+        self.plugin = plugin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Attributes given by keyword would be lost by the default, which calls the class with `args` alone.
+        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+
+
+def _rebuild(kind: type[PluginError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PluginError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class PluginNotFound(PluginError):
+    """No source has a plugin of that name."""
+
+
+class ConfigError(PluginError):
+    """The configuration, or an argument that stands for it, is wrong. The message names file, key and what was expected."""
+
+
+class ContractError(PluginError):
+    """An interface cannot travel, or an object does not have the methods that its interface asks for."""
+
+
+class ProcessError(PluginError):
+    """A plugin's process is at fault.
+
+    :param returncode: the exit status, or minus the signal's number; `None` while it is unknown.
+    :param stderr: the last lines that the plugin wrote on standard error.
+    """
+
+    def __init__(
+        self, message: str, *, plugin: str | None = None, returncode: int | None = None, stderr: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, plugin=plugin)
+        self.returncode = returncode
+        self.stderr = tuple(stderr)
+
+
+class HandshakeError(ProcessError):
+    """The process started, but it and the host did not come to terms."""
+
+
+class ExitedBeforeHandshake(HandshakeError):
+    """The process ended, or closed its standard output, before it printed the handshake line."""
+
+
+class CookieMismatch(ExitedBeforeHandshake):
+    """The plugin's own words say that the magic cookie is missing or wrong."""
+
+
+class VersionMismatch(HandshakeError):
+    """The plugin speaks another version of the core or the application protocol, or a protocol that is not allowed."""
+
+
+class UnrecognizedOutput(HandshakeError):
+    """The first line on standard output is not a handshake line."""
+
+
+class StartTimeout(HandshakeError):
+    """No handshake line came within the start timeout."""
+
+
+class PermissionDenied(PluginError):
+    """The plugin's file exists, but this user may not run it."""
+
+
+class ChecksumMismatch(PluginError):
+    """The plugin's file is not the one whose SHA-256 was given.
+
+    :param expected: lower-case hexadecimal digits.
+    :param actual: lower-case hexadecimal digits.
+    """
+
+    def __init__(self, message: str, *, plugin: str | None = None, expected: str = "", actual: str = "") -> None:
+        super().__init__(message, plugin=plugin)
+        self.expected = expected
+        self.actual = actual
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One isolation that was tried for a plugin, and why it could not be used."""
+
+    isolation: str
+    error: Exception
+
+    def __str__(self) -> str:
+        return f"{self.isolation}: {type(self.error).__name__}: {self.error}"
+
+
+class NoUsableIsolation(PluginError):
+    """Every isolation of the fallback chain was tried and none can run the plugin.
+
+    :param attempts: one for each isolation that was tried, in order.
+    """
+
+    def __init__(self, message: str, *, plugin: str | None = None, attempts: Sequence[Attempt] = ()) -> None:
+        super().__init__(message, plugin=plugin)
+        self.attempts = tuple(attempts)
+
+
+class PluginCrashed(ProcessError):
+    """The plugin's process ended while it was in use. Carries the exit status or signal and the last lines of stderr."""
+
+
+class PluginClosed(PluginError):
+    """The plugin, or the loader that owns it, was closed."""
+
+
+class CallTimeout(PluginError, TimeoutError):
+    """A call did not end within its deadline."""
+
+
+class RemoteError(PluginError):
+    """An exception of the plugin that has no counterpart here, or the remote end of a rebuilt exception's cause chain.
+
+    :param type_name: the exception's type over there, e.g. ``"mypackage.QuotaExceeded"``; empty for a Go error.
+    :param remote_traceback: the traceback's text over there; empty when there is none.
+    :param code: the gRPC status code's name, e.g. ``"NOT_FOUND"``; empty when the protocol has none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        plugin: str | None = None,
+        type_name: str = "",
+        remote_traceback: str = "",
+        code: str = "",
+    ) -> None:
+        super().__init__(message, plugin=plugin)
+        self.type_name = type_name
+        self.remote_traceback = remote_traceback
+        self.code = code
