@@ -1,0 +1,1 @@
+"""The go-plugin protocol on its own, in its own words."""

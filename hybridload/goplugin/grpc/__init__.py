@@ -1,0 +1,1 @@
+"""go-plugin over gRPC: the services that every plugin has, and the engines that carry them."""

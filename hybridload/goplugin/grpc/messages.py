@@ -1,0 +1,49 @@
+"""The messages of the services that every go-plugin plugin has.
+
+They are compiled from `proto/` (see `tools/compile_protocol.py`) and live in a pool of their own: the default pool
+would refuse them as soon as another library in the process registers `plugin.GRPCBroker` or `grpc.health.v1.Health`.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+
+def _load() -> descriptor_pool.DescriptorPool:
+    files = descriptor_pb2.FileDescriptorSet.FromString(
+        resources.files("hybridload.goplugin.grpc").joinpath("protocol.binpb").read_bytes()
+    )
+    pool = descriptor_pool.DescriptorPool()
+    for file in files.file:
+        pool.Add(file)  # type: ignore[no-untyped-call]
+    return pool
+
+
+POOL = _load()
+
+
+def _message(full_name: str) -> Any:
+    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))  # type: ignore[no-untyped-call]
+
+
+Empty = _message("plugin.Empty")
+ConnInfo = _message("plugin.ConnInfo")
+StdioData = _message("plugin.StdioData")
+HealthCheckRequest = _message("grpc.health.v1.HealthCheckRequest")
+HealthCheckResponse = _message("grpc.health.v1.HealthCheckResponse")
+
+STDOUT, STDERR = 1, 2
+"""`StdioData.channel`."""
+SERVING, NOT_SERVING = 1, 2
+"""`HealthCheckResponse.status`."""
+
+HEALTH_SERVICE = "plugin"
+"""The name under which go-plugin registers and checks the health of a plugin."""
+SHUTDOWN = "/plugin.GRPCController/Shutdown"
+STREAM_STDIO = "/plugin.GRPCStdio/StreamStdio"
+START_STREAM = "/plugin.GRPCBroker/StartStream"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
