@@ -63,7 +63,7 @@ class Stream(Protocol):
         """
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
-        """Send the buffers one behind the other as if they were one, without copying them together where that is possible.
+        """Send the buffers one behind the other as if they were one, uncopied where that is possible.
 
         :raises StreamClosed, StreamReset: as `send`.
         """
@@ -117,4 +117,4 @@ class Listener(Protocol):
         """
 
     def close(self) -> None:
-        """Accept nothing more, remove the socket file if there is one. Streams that were accepted live on. Idempotent."""
+        """Accept nothing more and remove the socket file, if any. Accepted streams live on. Safe to call twice."""
