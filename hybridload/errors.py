@@ -39,7 +39,10 @@ class PluginNotFound(PluginError):
 
 
 class ConfigError(PluginError):
-    """The configuration, or an argument that stands for it, is wrong. The message names file, key and what was expected."""
+    """The configuration, or an argument that stands for it, is wrong.
+
+    The message names the file, the key and what was expected.
+    """
 
 
 class ContractError(PluginError):
@@ -86,7 +89,7 @@ class StartTimeout(HandshakeError):
 
 
 class PermissionDenied(PluginError):
-    """The plugin's file exists, but this user may not run it."""
+    """The plugin's file exists, but it cannot be run: no permission, a directory, or not a program of this system."""
 
 
 class ChecksumMismatch(PluginError):
@@ -125,7 +128,7 @@ class NoUsableIsolation(PluginError):
 
 
 class PluginCrashed(ProcessError):
-    """The plugin's process ended while it was in use. Carries the exit status or signal and the last lines of stderr."""
+    """The plugin's process ended while it was in use; has the exit status or signal and the last lines of stderr."""
 
 
 class PluginClosed(PluginError):

@@ -30,4 +30,6 @@ class Handshake:
         if not isinstance(self.cookie_value, str) or not self.cookie_value or "\0" in self.cookie_value:
             raise ConfigError(f"Handshake cookie_value {self.cookie_value!r}: give a text that is not empty.")
         if type(self.protocol_version) is not int or self.protocol_version < 0:
-            raise ConfigError(f"Handshake protocol_version {self.protocol_version!r}: give a whole number, 0 or greater.")
+            raise ConfigError(
+                f"Handshake protocol_version {self.protocol_version!r}: give a whole number, 0 or greater."
+            )

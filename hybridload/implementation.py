@@ -39,7 +39,7 @@ def build_implementation(found: object, service: Service, options: Mapping[str, 
         if options:
             raise ConfigError(
                 f"Plugin {plugin!r} is {_described(found)}, which is used as it is, so its options "
-                f"({', '.join(options)}) would have no effect: remove them, or make the entry point a class or a factory.",
+                f"({', '.join(options)}) would have no effect: remove them, or make the entry point a class or factory.",
                 plugin=plugin,
             )
         built = found
@@ -71,7 +71,9 @@ def close_implementation(built: object, plugin: str) -> None:
     try:
         close()
     except Exception as error:
-        raise PluginError(f"Plugin {plugin!r}: close() raised {type(error).__name__}: {error}", plugin=plugin) from error
+        raise PluginError(
+            f"Plugin {plugin!r}: close() raised {type(error).__name__}: {error}", plugin=plugin
+        ) from error
 
 
 def _call(factory: Any, options: Mapping[str, Any], plugin: str) -> object:

@@ -46,16 +46,17 @@ Plugin: TypeAlias = Contract[Any] | GRPCPlugin | NetRPCPlugin
 """What a kind stands for once a set has been read."""
 
 # Callable[..., Any] and not type[Any]: type checkers refuse a Protocol for the latter.
-PluginSet: TypeAlias = Mapping[str, Contract[Any] | GRPCPlugin | NetRPCPlugin | Callable[..., Any]] | Mapping[
-    int, Mapping[str, Contract[Any] | GRPCPlugin | NetRPCPlugin | Callable[..., Any]]
-]
+PluginSet: TypeAlias = (
+    Mapping[str, Contract[Any] | GRPCPlugin | NetRPCPlugin | Callable[..., Any]]
+    | Mapping[int, Mapping[str, Contract[Any] | GRPCPlugin | NetRPCPlugin | Callable[..., Any]]]
+)
 """kind -> contract, interface or hand-written plugin; or version -> such a mapping."""
 
 VersionedPlugins: TypeAlias = dict[int, dict[str, Plugin]]
 
 
 def is_hand_written(value: object) -> TypeGuard[GRPCPlugin | NetRPCPlugin]:
-    """Whether `value` is a hand-written plugin (an instance; a class has the methods too, but nobody to call them on)."""
+    """Whether `value` is a hand-written plugin: an instance, since a class has nobody to call its methods on."""
     return not isinstance(value, type) and isinstance(value, GRPCPlugin | NetRPCPlugin)
 
 

@@ -1,0 +1,192 @@
+"""A host's connection to a plugin that speaks gRPC: go-plugin's `ClientProtocol`.
+
+It owns the channel and the stdio stream. What became of the process is not its business: it asks `fate` when a call
+fails in a way that a dead plugin explains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hybridload.contract import Contract
+from hybridload.contract.exceptions import Status, decode_exception
+from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed
+from hybridload.goplugin.grpc import messages
+from hybridload.goplugin.grpc.contract_client import contract_methods
+from hybridload.goplugin.grpc.grpcio_channel import RpcError, open_channel
+from hybridload.goplugin.grpc.stdio_client import StdioStream
+from hybridload.goplugin.line import HandshakeLine
+from hybridload.goplugin.output import OutputSink
+from hybridload.goplugin.plugins import GRPCPlugin, Plugin
+from hybridload.handle import Methods
+
+_DETAILS = "grpc-status-details-bin"
+# Seconds. How long a plugin may take to be gone after its connection broke, or to flush its output at its end.
+_SETTLE = 1.0
+
+Fate = Callable[[float], Exception | None]
+"""Seconds to wait -> why the plugin is gone, or `None` when it is still there after them."""
+
+
+class GRPCConnection:
+    """Connects to the address that a handshake line names, and drains the plugin's output from then on.
+
+    :param kinds: the plugin set of the negotiated version.
+    :param call_timeout: seconds that a call may take; `None` for no limit.
+    :param connect_timeout: seconds to connect in.
+    :raises HandshakeError: nobody answers at the address.
+    """
+
+    def __init__(
+        self,
+        line: HandshakeLine,
+        kinds: Mapping[str, Plugin],
+        *,
+        name: str,
+        fate: Fate,
+        stdout: OutputSink,
+        stderr: OutputSink,
+        call_timeout: float | None,
+        connect_timeout: float,
+    ) -> None:
+        self.rpc_error = RpcError
+        self._kinds = kinds
+        self._name = name
+        self._fate = fate
+        self._call_timeout = call_timeout
+        self.channel = open_channel(line.network, line.address)
+        try:
+            self._check = self.channel.unary_unary(
+                messages.HEALTH_CHECK,
+                request_serializer=messages.HealthCheckRequest.SerializeToString,
+                response_deserializer=messages.HealthCheckResponse.FromString,
+            )
+            self._connect(line, connect_timeout)
+            self._stdio = StdioStream(self.channel, RpcError, stdout, stderr, name=name)
+        except BaseException:
+            self.channel.close()
+            raise
+
+    def dispense(self, kind: str) -> Methods | Any:
+        """What the host calls for a kind: a contract's methods, or what a hand-written plugin makes of the channel.
+
+        :raises ConfigError: the plugin set has no such kind.
+        """
+        plugin = self._kinds.get(kind)
+        if plugin is None:
+            raise ConfigError(
+                f"Plugin {self._name!r}: the plugin set has no kind {kind!r}; it has {', '.join(sorted(self._kinds))}.",
+                plugin=self._name,
+            )
+        if isinstance(plugin, Contract):
+            return contract_methods(plugin.complete(), self.channel, _ContractCalls(self, plugin))
+        if isinstance(plugin, GRPCPlugin):
+            return plugin.grpc_client(None, self.channel)
+        raise ConfigError(
+            f"Plugin {self._name!r} speaks gRPC, and the kind {kind!r} is a hand-written plugin for net/rpc alone: "
+            "give it grpc_client and grpc_server, or use a contract.",
+            plugin=self._name,
+        )
+
+    def ping(self, timeout: float) -> None:
+        """Check the plugin's health, as go-plugin's `Ping` does.
+
+        :raises CallTimeout: no answer within `timeout` seconds.
+        :raises PluginCrashed, PluginClosed: the plugin is gone.
+        :raises RemoteError: it answers, and says that it does not serve.
+        """
+        try:
+            answer = self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
+        except RpcError as error:
+            failure = self.translate(error, timeout, None)
+        else:
+            if answer.status == messages.SERVING:
+                return
+            failure = decode_exception(
+                Status("UNAVAILABLE", f"the plugin's health is {answer.status}, not SERVING", None), None, self._name
+            )
+        raise failure
+
+    def shutdown(self, timeout: float) -> None:
+        """Ask the plugin to end. A plugin that drops the connection instead of answering has done as it was asked."""
+        ask = self.channel.unary_unary(messages.SHUTDOWN)
+        try:
+            ask(messages.Empty().SerializeToString(), timeout=timeout)
+        except RpcError:
+            pass
+
+    def close(self) -> None:
+        """Take the output that is still on its way and close the connection. Safe to call twice."""
+        self._stdio.join(_SETTLE)
+        self._stdio.close()
+        self.channel.close()
+
+    def timeout(self) -> float | None:
+        """Seconds that the next call may take."""
+        return self._call_timeout
+
+    def translate(self, error: Any, timeout: float | None, contract: Contract[Any] | None) -> Exception:
+        """The exception that the caller of a plugin's method sees for one of the channel's."""
+        code, message = error.code().name, error.details() or ""
+        details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS), None)
+        if details is None:
+            if code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN") and (gone := self._gone(code)) is not None:
+                return gone
+            if code == "DEADLINE_EXCEEDED" and timeout is not None:
+                return CallTimeout(
+                    f"Plugin {self._name!r} did not answer within {timeout:g} s (call_timeout).", plugin=self._name
+                )
+        return decode_exception(Status(code, message, details), contract, self._name)
+
+    def _gone(self, code: str) -> Exception | None:
+        """Why the plugin is gone, if it is: a broken connection comes a moment before the process's end is known."""
+        gone = self._fate(0)
+        if gone is not None or code in ("INTERNAL", "UNKNOWN"):
+            return gone
+        if self._answers():
+            return None
+        return self._fate(_SETTLE) or PluginCrashed(
+            f"Plugin {self._name!r} broke its connection, though its process still runs. "
+            "Its log may say why; load it again to start a new process.",
+            plugin=self._name,
+        )
+
+    def _answers(self) -> bool:
+        try:
+            self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=_SETTLE)
+        except RpcError as error:
+            code: str = error.code().name  # type: ignore[attr-defined]
+            return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
+        return True
+
+    def _connect(self, line: HandshakeLine, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        try:
+            self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
+        except RpcError as error:
+            code: str = error.code().name  # type: ignore[attr-defined]
+            if code in ("UNIMPLEMENTED", "NOT_FOUND"):
+                return  # It has no health service, but it answers gRPC.
+            gone = self._fate(min(_SETTLE, max(0.0, deadline - time.monotonic())))
+            if gone is not None:
+                raise gone from None
+            raise HandshakeError(
+                f"Plugin {self._name!r} says that it listens on {line.network} {line.address}, but no gRPC server "
+                f"answers there: {error.details()}.",  # type: ignore[attr-defined]
+                plugin=self._name,
+            ) from error
+
+
+class _ContractCalls:
+    """What the stubs of one contract need to know of the connection."""
+
+    def __init__(self, connection: GRPCConnection, contract: Contract[Any]) -> None:
+        self.rpc_error = connection.rpc_error
+        self.timeout = connection.timeout
+        self._connection = connection
+        self._contract = contract
+
+    def translate(self, error: Any, timeout: float | None) -> Exception:
+        return self._connection.translate(error, timeout, self._contract)

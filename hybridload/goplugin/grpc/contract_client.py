@@ -1,0 +1,295 @@
+"""A contract's methods as callables that travel over a channel.
+
+The channel is shaped as `grpc.Channel` and moves bytes; the contract turns values into bytes and back. A call's way:
+bind and encode the arguments, send, wait, decode. Nothing else happens on it unless it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hybridload.contract import Kind
+
+if TYPE_CHECKING:
+    from hybridload.contract import Method, Objects, Service, WireMethod
+
+
+class CallContext(Protocol):
+    """What a stub must know of the plugin that it calls."""
+
+    rpc_error: type[Exception]
+
+    def timeout(self) -> float | None:
+        """Seconds that the next call may take; `None` for no limit."""
+
+    def translate(self, error: Any, timeout: float | None) -> Exception:
+        """The exception that the caller sees for one that the channel raised."""
+
+
+def contract_methods(
+    service: Service, channel: Any, context: CallContext, objects: Objects | None = None
+) -> Mapping[str, Callable[..., Any]]:
+    """One callable per method of `service`, named and documented as the method.
+
+    :param channel: shaped as `grpc.Channel`.
+    :param objects: how values that are interfaces travel; `None` where they cannot.
+    """
+    wire = service.wire()
+    return {
+        method.name: _named(
+            _STUBS[method.kind, method.is_async](channel, wire.methods[method.name], method, context, objects),
+            method,
+            service,
+        )
+        for method in service.methods
+    }
+
+
+def _named(stub: Any, method: Method, service: Service) -> Callable[..., Any]:
+    original = getattr(service.interface, method.name)
+    functools.update_wrapper(stub, original)
+    del stub.__wrapped__
+    stub.__signature__ = method.signature
+    return stub  # type: ignore[no-any-return]
+
+
+def _unary(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:
+    send = channel.unary_unary(method.path)
+    encode, decode, limit, rpc_error = wire.encode_arguments, wire.decode_result, context.timeout, context.rpc_error
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        request = encode(args, kwargs, objects)
+        timeout = limit()
+        try:
+            response = send(request, timeout=timeout)
+        except rpc_error as error:
+            failure = context.translate(error, timeout)
+        else:
+            return decode(response, objects)
+        raise failure
+
+    return call
+
+
+def _client_stream(
+    channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
+) -> Any:
+    send = channel.stream_unary(method.path)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        requests = _Requests(wire.encode_argument_stream(args, kwargs, objects))
+        timeout = context.timeout()
+        try:
+            response = send(requests, timeout=timeout)
+        except context.rpc_error as error:
+            failure = requests.error or context.translate(error, timeout)
+        else:
+            return wire.decode_result(response, objects)
+        raise failure
+
+    return call
+
+
+def _server_stream(
+    channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
+) -> Any:
+    send = channel.unary_stream(method.path)
+
+    def call(*args: Any, **kwargs: Any) -> RemoteStream:
+        request = wire.encode_arguments(args, kwargs, objects)
+        timeout = context.timeout()
+        return RemoteStream(send(request, timeout=timeout), wire, context, objects, timeout)
+
+    return call
+
+
+def _bidi_stream(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:
+    send = channel.stream_stream(method.path)
+
+    def call(*args: Any, **kwargs: Any) -> RemoteStream:
+        requests = _Requests(wire.encode_argument_stream(args, kwargs, objects))
+        timeout = context.timeout()
+        return RemoteStream(send(requests, timeout=timeout), wire, context, objects, timeout, requests)
+
+    return call
+
+
+class _Requests:
+    """The requests of a stream, and the exception that the caller's own iterator raised while they were taken."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._chunks)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.error = error
+            raise
+
+
+class RemoteStream:
+    """The results of a streaming call, as they arrive. An iterator; `close`, or dropping it, cancels the call."""
+
+    def __init__(
+        self,
+        call: Any,
+        wire: WireMethod,
+        context: CallContext,
+        objects: Objects | None,
+        timeout: float | None,
+        requests: _Requests | None = None,
+    ) -> None:
+        self._call = call
+        self._wire = wire
+        self._context = context
+        self._objects = objects
+        self._timeout = timeout
+        self._requests = requests
+        self._done = False
+
+    def __iter__(self) -> RemoteStream:
+        return self
+
+    def __next__(self) -> Any:
+        if self._done:
+            raise StopIteration
+        try:
+            chunk = next(self._call)
+        except StopIteration:
+            self._done = True
+            raise
+        except self._context.rpc_error as error:
+            if self._done:
+                raise StopIteration from None  # closed by another thread
+            self._done = True
+            own = self._requests.error if self._requests is not None else None
+            failure = own or self._context.translate(error, self._timeout)
+        else:
+            return self._wire.decode_result(chunk, self._objects)
+        raise failure
+
+    def close(self) -> None:
+        """Cancel what is still to come. Safe to call twice."""
+        if not self._done:
+            self._done = True
+            self._call.cancel()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncRemoteStream:
+    """The same for `async for`. Each item is waited for on a thread, never on the event loop."""
+
+    def __init__(self, stream: RemoteStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> AsyncRemoteStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            item = await asyncio.to_thread(next, self._stream, _END)
+        except asyncio.CancelledError:
+            self._stream.close()
+            raise
+        if item is _END:
+            raise StopAsyncIteration
+        return item
+
+    async def aclose(self) -> None:
+        """Cancel what is still to come. Safe to call twice."""
+        self._stream.close()
+
+
+_END = object()
+
+
+def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:
+    send = channel.unary_unary(method.path)
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        request = wire.encode_arguments(args, kwargs, objects)
+        timeout = context.timeout()
+        try:
+            response = await _outcome(send.future(request, timeout=timeout))
+        except context.rpc_error as error:
+            # Finding out why may wait for the process's end.
+            failure = await asyncio.to_thread(context.translate, error, timeout)
+        else:
+            return wire.decode_result(response, objects)
+        raise failure
+
+    return call
+
+
+async def _outcome(call: Any) -> bytes:
+    """Wait for a call on the running event loop, without a thread of its own."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: Any) -> None:
+        try:
+            loop.call_soon_threadsafe(lambda: waiter.done() or waiter.set_result(None))
+        except RuntimeError:
+            pass  # The loop was closed while the call was on its way: nobody waits any more.
+
+    call.add_done_callback(wake)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    result: bytes = call.result()
+    return result
+
+
+def _async_server_stream(*parts: Any) -> Any:
+    stub = _server_stream(*parts)
+
+    def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return AsyncRemoteStream(stub(*args, **kwargs))
+
+    return call
+
+
+def _async_client_stream(
+    channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
+) -> Any:
+    stub = _client_stream(channel, wire, method, context, objects)
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await asyncio.to_thread(stub, *args, **kwargs)
+
+    return call
+
+
+def _async_bidi_stream(*parts: Any) -> Any:
+    stub = _bidi_stream(*parts)
+
+    def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return AsyncRemoteStream(stub(*args, **kwargs))
+
+    return call
+
+
+_STUBS: dict[tuple[Kind, bool], Callable[..., Any]] = {
+    (Kind.UNARY, False): _unary,
+    (Kind.SERVER_STREAM, False): _server_stream,
+    (Kind.CLIENT_STREAM, False): _client_stream,
+    (Kind.BIDI, False): _bidi_stream,
+    (Kind.UNARY, True): _async_unary,
+    (Kind.SERVER_STREAM, True): _async_server_stream,
+    (Kind.CLIENT_STREAM, True): _async_client_stream,
+    (Kind.BIDI, True): _async_bidi_stream,
+}

@@ -1,0 +1,66 @@
+"""The host's half of the stdio service: what the plugin prints, taken from the start and until its end.
+
+A Go plugin that printed 64 KiB which nobody took blocks for ever, so the stream is drained whatever becomes of the
+sinks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from hybridload.goplugin.grpc import messages
+from hybridload.goplugin.output import OutputSink
+
+log = logging.getLogger(__name__)
+
+
+class StdioStream:
+    """Drains a plugin's stdio stream on a thread of its own, which ends with the stream.
+
+    :param channel: shaped as `grpc.Channel`.
+    :param rpc_error: what its calls raise.
+    """
+
+    def __init__(
+        self, channel: Any, rpc_error: type[Exception], stdout: OutputSink, stderr: OutputSink, *, name: str
+    ) -> None:
+        self._sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
+        self._rpc_error = rpc_error
+        self._name = name
+        self._call = channel.unary_stream(
+            messages.STREAM_STDIO,
+            request_serializer=messages.Empty.SerializeToString,
+            response_deserializer=messages.StdioData.FromString,
+        )(messages.Empty())
+        self._thread = threading.Thread(target=self._drain, name=f"hybridload {name} stdio", daemon=True)
+        self._thread.start()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the stream's end, so that the last output is not lost; whether it came within `timeout` seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """End the stream and its thread. Safe to call twice."""
+        self._call.cancel()
+        self._thread.join()
+
+    def _drain(self) -> None:
+        try:
+            for chunk in self._call:
+                sink = self._sinks.get(chunk.channel)
+                if sink is None:
+                    log.warning("plugin %s: output for an unknown channel %d is dropped", self._name, chunk.channel)
+                else:
+                    sink.write(chunk.data)
+        except self._rpc_error as error:
+            code = error.code().name  # type: ignore[attr-defined]
+            if code == "UNIMPLEMENTED":
+                log.debug("plugin %s has no stdio service; its output comes over the raw pipes alone", self._name)
+            elif code not in ("CANCELLED", "UNAVAILABLE"):
+                log.warning("plugin %s: its output stream broke: %s", self._name, error)
+        finally:
+            for sink in self._sinks.values():
+                sink.finish()

@@ -1,0 +1,301 @@
+"""A plugin's process on this machine: started, drained, watched and ended.
+
+- One thread per process reads both pipes for as long as it lives, because a plugin whose pipe is full blocks for ever,
+  and learns of its end. The thread is joined by `close`.
+- The process leads its own session and process group. When it ends, what it started in that group is killed before the
+  leader is reaped (until then no id can be anyone else's), so that nothing is left of a plugin that crashed.
+- The end of the *process* counts, not the end of its pipes: a grandchild may hold those open.
+- The bytes whose checksum was verified are the bytes that run: see `platforms.verified_copy`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridload import platforms
+from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
+from hybridload.goplugin.lifeline import Lifeline
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 256 * 1024
+# What a pipe can hold at the most after its writer has ended (Linux's default limit for an unprivileged process).
+_PIPE_CAPACITY = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """What to run.
+
+    :param argv: the program's absolute path, then its arguments.
+    :param env: the whole environment.
+    :param cwd: working directory; `None` for the host's.
+    :param sha256: lower-case hexadecimal digest that the program's bytes must have; `None` to run whatever is there.
+    """
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str | None = None
+    sha256: str | None = None
+
+
+class PluginProcess:
+    """A running plugin process.
+
+    :param name: the plugin's name, for errors and thread names.
+    :param on_stdout: called with each chunk of standard output, from the process's thread; ``b""`` is its end.
+    :param on_stderr: the same for standard error.
+    :param on_exit: called once from that thread, after the last chunk, with the exit status or minus the signal.
+    :param lifeline: kills the process when the host ends without having done so; `None` to let it live on.
+    :raises PluginNotFound: there is no such program, or its interpreter is missing.
+    :raises PermissionDenied: the program cannot be run.
+    :raises ChecksumMismatch: it is not the one whose digest was given.
+    :raises ProcessError: the system refuses to start a process at all.
+    """
+
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        *,
+        name: str,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int], None],
+        lifeline: Lifeline | None,
+    ) -> None:
+        self.name = name
+        self.returncode: int | None = None
+        self._on_exit = on_exit
+        self._lifeline = lifeline
+        self._ended = threading.Event()
+        # Held while signalling and while reaping, so that no signal goes to a pid that is already someone else's.
+        self._reaping = threading.Lock()
+        self._popen = _spawn(spec, name)
+        self.pid = self._popen.pid
+        try:
+            if lifeline is not None:
+                lifeline.guard(self.pid)
+            self._exit_watch = platforms.open_exit_watch(self.pid)
+            self._thread = threading.Thread(
+                target=self._run, args=(on_stdout, on_stderr), name=f"hybridload {name} pipes", daemon=True
+            )
+            self._thread.start()
+        except BaseException:
+            platforms.kill_group(self.pid)
+            if lifeline is not None:
+                lifeline.release(self.pid)
+            self._popen.communicate()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone, its last output read and `on_exit` called."""
+        return self._ended.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the process is gone.
+
+        :param timeout: in seconds; `None` waits for ever.
+        :returns: whether it is gone.
+        """
+        return self._ended.wait(timeout)
+
+    def kill(self) -> None:
+        """Kill the process and its group. Returns at once; a process that is gone is left alone."""
+        with self._reaping:
+            if self.returncode is None:
+                platforms.kill_group(self.pid)
+
+    def close(self) -> None:
+        """Kill what still runs, and wait until process, thread and pipes are gone. Safe to call twice."""
+        self.kill()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self, on_stdout: Callable[[bytes], None], on_stderr: Callable[[bytes], None]) -> None:
+        sinks: dict[int, Callable[[bytes], None]] = {}
+        assert self._popen.stdout is not None
+        assert self._popen.stderr is not None
+        for pipe, sink in ((self._popen.stdout, on_stdout), (self._popen.stderr, on_stderr)):
+            os.set_blocking(pipe.fileno(), False)
+            sinks[pipe.fileno()] = sink
+        try:
+            self._drain(sinks)
+        finally:
+            self._reap()
+
+    def _drain(self, sinks: dict[int, Callable[[bytes], None]]) -> None:
+        with ExitStack() as stack:
+            watch = self._exit_watch
+            if watch is None:
+                watch = stack.enter_context(_WaitingThread(self.pid, self.name))
+            else:
+                stack.callback(os.close, watch)
+            selector = stack.enter_context(selectors.DefaultSelector())
+            selector.register(watch, selectors.EVENT_READ)
+            for descriptor in sinks:
+                selector.register(descriptor, selectors.EVENT_READ)
+            running = True
+            while running:
+                for key, _ in selector.select():
+                    if key.fd == watch:
+                        running = False
+                    elif not _pump(key.fd, sinks[key.fd]):
+                        selector.unregister(key.fd)
+            for descriptor, sink in sinks.items():
+                _pump(descriptor, sink, limit=_PIPE_CAPACITY)
+
+    def _reap(self) -> None:
+        with self._reaping:
+            platforms.kill_group(self.pid)
+            if self._lifeline is not None:
+                self._lifeline.release(self.pid)
+            self.returncode = self._popen.wait()
+        for pipe in (self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._on_exit(self.returncode)
+        except Exception:
+            log.exception("plugin %s: what was to happen at its end failed", self.name)
+        finally:
+            self._ended.set()
+
+
+def _pump(descriptor: int, sink: Callable[[bytes], None], limit: int = _CHUNK) -> bool:
+    """Hand what can be read now to the sink, up to `limit` bytes; whether more may come."""
+    while limit > 0:
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        try:
+            sink(data)
+        except Exception:
+            # The pipe has to be drained whatever becomes of what was in it.
+            log.exception("what a plugin wrote could not be handed on")
+        if not data:
+            return False
+        limit -= len(data)
+    return True
+
+
+class _WaitingThread:
+    """Stands in for a pidfd: a descriptor that becomes readable when the child has ended."""
+
+    def __init__(self, pid: int, name: str) -> None:
+        self._reader, self._writer = os.pipe()
+        self._thread = threading.Thread(target=self._wait, args=(pid,), name=f"hybridload {name} exit", daemon=True)
+
+    def _wait(self, pid: int) -> None:
+        platforms.wait_without_reaping(pid)
+        os.write(self._writer, b"\0")
+
+    def __enter__(self) -> int:
+        self._thread.start()
+        return self._reader
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def _spawn(spec: ProcessSpec, name: str) -> subprocess.Popen[bytes]:
+    program = spec.argv[0]
+    with ExitStack() as stack:
+        executable, inherited = program, tuple[int, ...]()
+        if spec.sha256 is not None:
+            content = _verified(program, spec.sha256, name)
+            executable, inherited = stack.enter_context(platforms.verified_copy(content, Path(program).name))
+        try:
+            return subprocess.Popen(
+                list(spec.argv),
+                executable=executable,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                cwd=spec.cwd,
+                env=dict(spec.env),
+                pass_fds=inherited,
+                **platforms.own_session(),
+            )
+        except OSError as error:
+            raise _start_error(error, spec, name) from error
+        except ValueError as error:
+            raise ConfigError(
+                f"Plugin {name!r} cannot be started with this command or environment: {error}.", plugin=name
+            ) from error
+
+
+def _verified(program: str, expected: str, name: str) -> bytes:
+    try:
+        content = Path(program).read_bytes()
+    except FileNotFoundError as error:
+        raise PluginNotFound(f"Plugin {name!r}: there is no file {program}.", plugin=name) from error
+    except OSError as error:
+        raise PermissionDenied(
+            f"Plugin {name!r}: {program} cannot be read for its checksum: {error.strerror}.", plugin=name
+        ) from error
+    actual = hashlib.sha256(content).hexdigest()
+    if not hmac.compare_digest(actual, expected.lower()):
+        raise ChecksumMismatch(
+            f"Plugin {name!r}: {program} has the SHA-256 {actual}, but {expected.lower()} was expected. "
+            "Either the file is not the one that was meant, or sha256 was not updated with it: find out which before "
+            "you change sha256.",
+            plugin=name,
+            expected=expected.lower(),
+            actual=actual,
+        )
+    return content
+
+
+def _start_error(error: OSError, spec: ProcessSpec, name: str) -> Exception:
+    program = spec.argv[0]
+    if spec.cwd is not None and not os.path.isdir(spec.cwd):
+        return ConfigError(f"Plugin {name!r}: its working directory {spec.cwd} does not exist.", plugin=name)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if os.path.exists(program):
+            return PluginNotFound(
+                f"Plugin {name!r}: {program} is there, but the interpreter that its first line names is not.",
+                plugin=name,
+            )
+        return PluginNotFound(
+            f"Plugin {name!r}: there is no program {program}. Build or install it, or correct the command.", plugin=name
+        )
+    if isinstance(error, PermissionError):
+        what = "is a directory" if os.path.isdir(program) else "may not be executed by this user (chmod +x?)"
+        return PermissionDenied(f"Plugin {name!r}: {program} {what}.", plugin=name)
+    if error.errno in (errno.ENOEXEC, errno.EISDIR):
+        return PermissionDenied(
+            f"Plugin {name!r}: {program} is not a program that this system can run ({error.strerror}): "
+            "is it a text file without a #! line, or built for another system?",
+            plugin=name,
+        )
+    return ProcessError(f"Plugin {name!r}: the system could not start {program}: {error}.", plugin=name)
+
+
+def describe_exit(returncode: int | None) -> str:
+    """How a process ended, in words: ``"exit status 1"`` or ``"signal 9 (SIGKILL)"``."""
+    if returncode is None:
+        return "in an unknown way"
+    if returncode >= 0:
+        return f"with exit status {returncode}"
+    try:
+        return f"by signal {-returncode} ({signal.Signals(-returncode).name})"
+    except ValueError:
+        return f"by signal {-returncode}"

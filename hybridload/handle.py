@@ -1,0 +1,58 @@
+"""The object that a host holds for a plugin.
+
+It subclasses the interface, so `isinstance` holds for Protocols and ABCs, and has one slot per method. What is in the
+slot decides where the call runs: the real object's bound method in-process (so that no Python frame is added), a
+function that sends the call elsewhere otherwise. A switch puts other callables into the slots; whoever holds the
+object notices nothing. A method saved beforehand (`f = greeter.greet`) keeps pointing where it pointed when that was
+in-process.
+
+Concrete methods of an ABC are not in a slot: they run on the host's side and reach the plugin through the slots.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridload.contract import Service
+
+Methods = Mapping[str, Callable[..., Any]]
+"""Method name -> what is called in its place."""
+
+
+def handle_class(service: Service) -> type:
+    """The class of a service's handles: a subclass of the interface with one slot per method."""
+
+    def describe(self: Any) -> str:
+        return f"<{service.interface.__name__} {self.__hybridload__()}>"
+
+    body = {
+        "__slots__": (*(method.name for method in service.methods), "__hybridload__", "__weakref__"),
+        "__doc__": service.interface.__doc__,
+        "__module__": service.interface.__module__,
+        "__repr__": describe,
+    }
+    # An interface without __slots__ brings __weakref__ along.
+    if any("__weakref__" in base.__dict__ for base in service.interface.__mro__):
+        body["__slots__"] = tuple(name for name in body["__slots__"] or () if name != "__weakref__")
+    name = f"{service.interface.__name__}Handle"
+    return types.new_class(name, (service.interface,), {}, lambda namespace: namespace.update(body))
+
+
+def new_handle(kind: type, methods: Methods, describe: Callable[[], str]) -> Any:
+    """A handle of a class that `handle_class` made.
+
+    :param describe: what its `repr` says behind the interface's name.
+    """
+    handle = object.__new__(kind)
+    object.__setattr__(handle, "__hybridload__", describe)
+    rebind(handle, methods)
+    return handle
+
+
+def rebind(handle: Any, methods: Methods) -> None:
+    """Put `methods` into the slots of a handle. Each slot changes at once; a call in flight stays where it started."""
+    for name, method in methods.items():
+        object.__setattr__(handle, name, method)
