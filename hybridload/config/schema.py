@@ -1,0 +1,208 @@
+"""What each key of a configuration may hold.
+
+One table for each kind of TOML table: key -> the type that msgspec converts its value to, what an error says that it
+expected, and what is made of the value then. A new key is a line here and a field of the settings.
+
+The module is imported only when there is a file to read, because it needs msgspec.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from hybridload.config.chain import closest, to_chain
+from hybridload.config.settings import dotted
+from hybridload.errors import ConfigError
+from hybridload.external import absolute_program, is_bare_name
+
+Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*[^\0\s][^\0]*\Z")]
+VariableName = Annotated[str, msgspec.Meta(pattern=r"\A[^\0=]+\Z")]
+Reference = Annotated[str, msgspec.Meta(pattern=r"\A[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")]
+EntryPointName = Annotated[str, msgspec.Meta(pattern=r"\A[^\0:\s=\[]([^\0:=]*[^\0:\s=])?\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{64}\Z")]
+Pattern = Annotated[str, msgspec.Meta(pattern=r"\A[^\0/\\*?\[\]]*\*[^\0/\\*?\[\]]*\Z")]
+# A year: far above what anybody waits, far below what a timer can hold.
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+
+
+def _list_of(kind: Any, at_least: int = 1) -> Any:
+    return Annotated[list[kind], msgspec.Meta(min_length=at_least)]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What one key may hold.
+
+    :param kind: what msgspec converts the value to.
+    :param expected: what an error says that it should have been.
+    :param made: makes the setting of the converted value, given the folder of the file; raises `ValueError` with a
+        sentence when the value is wrong in a way that the type cannot say.
+    :param secret: its values are not shown in errors.
+    """
+
+    kind: Any
+    expected: str
+    made: Callable[[Any, Path], Any] = lambda value, folder: value
+    secret: bool = False
+
+
+def _words(value: str | list[str], folder: Path) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value
+    if not words[0].strip():
+        raise ValueError("the program's name is empty.")
+    return (absolute_program(words[0], folder), *words[1:])
+
+
+def _distinct(value: list[str], folder: Path) -> tuple[str, ...]:
+    for index, item in enumerate(value):
+        if item in value[:index]:
+            raise ValueError(f"{item!r} is listed twice; remove one.")
+    return tuple(value)
+
+
+def _folder(value: str, folder: Path) -> Path:
+    return Path(absolute_program(f"./{value}" if is_bare_name(value) else value, folder))
+
+
+def _folders(value: str | list[str], folder: Path) -> tuple[Path, ...]:
+    names = [value] if isinstance(value, str) else value
+    return tuple(dict.fromkeys(_folder(name, folder) for name in names))
+
+
+def _options(value: dict[str, Any], folder: Path) -> dict[str, Any]:
+    # A program gets them as JSON: what works under one isolation has to work under all.
+    def check(item: object, path: str) -> None:
+        if isinstance(item, dict):
+            for key, inner in item.items():
+                check(inner, f"{path}.{dotted(key)}" if path else dotted(key))
+        elif isinstance(item, list):
+            for index, inner in enumerate(item):
+                check(inner, f"{path}[{index}]")
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{path} is {item}, which JSON cannot hold; leave it out or give a string.")
+        elif not isinstance(item, str | int | float):
+            raise ValueError(f"{path} is {_kind_of(item)}, which JSON cannot hold; give it as a string.")
+
+    check(value, "")
+    return value
+
+
+HOST: dict[str, Key] = {
+    "plugins": Key(Reference, 'where the plugin set is, as "module:NAME"'),
+    "handshake": Key(Reference, 'where the handshake config is, as "module:NAME"'),
+    "group": Key(Name, "the name of an entry-point group"),
+    "path": Key(Name | _list_of(Name), "a list of folders", _folders),
+    "pattern": Key(Pattern, 'a file name with exactly one *, as "greeter-*"'),
+}
+
+DEFAULTS: dict[str, Key] = {
+    "isolation": Key(Any, "a fallback chain", lambda value, _: to_chain(value)),
+    "kind": Key(Name, "the name of a kind in the plugin set"),
+    "python": Key(Name, "the path of a Python interpreter", lambda value, folder: absolute_program(value, folder)),
+    "env": Key(dict[VariableName, Text], "a table of strings, by variable", secret=True),
+    "env_allow": Key(_list_of(VariableName, 0), "a list of names of variables", lambda value, _: tuple(value)),
+    "cwd": Key(Name, "the path of a folder", _folder),
+    "start_timeout": Key(Seconds, "a number of seconds greater than 0, a year at most"),
+    "call_timeout": Key(Seconds, "a number of seconds greater than 0, a year at most"),
+    "auto_mtls": Key(bool, "true or false"),
+    "protocols": Key(_list_of(Literal["grpc", "netrpc"]), 'a list with "grpc", "netrpc" or both', _distinct),
+    "fallback_on_checksum": Key(bool, "true or false"),
+    "enabled": Key(bool, "true or false"),
+}
+
+PLUGIN: dict[str, Key] = {
+    **DEFAULTS,
+    "command": Key(Name | _list_of(Text), "a program, or a list of a program and its arguments", _words),
+    "sha256": Key(Sha256, "64 hexadecimal digits, as `sha256sum FILE` prints them", lambda value, _: value.lower()),
+    "entry_point": Key(EntryPointName | Reference, 'the name of an entry point, or "module:attribute"'),
+    "options": Key(dict[Text, Any], "a table of keyword arguments", _options, secret=True),
+}
+
+
+def read_table(table: object, keys: Mapping[str, Key], where: str, folder: Path) -> dict[str, Any]:
+    """Check a table and convert its values.
+
+    :param where: the file and the table's own key, at the front of errors.
+    :param folder: what relative paths start at.
+    :raises ConfigError: naming the key, what was expected and what was found.
+    """
+    entries = as_table(table, where)
+    read: dict[str, Any] = {}
+    for name, value in entries.items():
+        if name not in keys:
+            raise unknown_key(name, keys, where)
+        read[name] = _read_value(value, name, keys[name], where, folder)
+    return read
+
+
+def as_table(value: object, where: str) -> dict[str, Any]:
+    """A value that has to be a table.
+
+    :raises ConfigError: when it is not.
+    """
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a table, found {_found(value)}.")
+    return value
+
+
+def unknown_key(name: str, known: Mapping[str, object], where: str) -> ConfigError:
+    """The error for a key that does not exist: the one that was probably meant, or all that there are."""
+    hint = closest(name, known) or f" The keys here are {', '.join(known)}."
+    return ConfigError(f"{where}: {dotted(name)} is not a key of this table.{hint}")
+
+
+def _read_value(value: object, name: str, key: Key, where: str, folder: Path) -> Any:
+    where = f"{where}.{name}"
+    if not _fits(value, key.kind):
+        inside, found = _fault(value, key.kind)
+        shown = _kind_of(found) if key.secret else _found(found)
+        raise ConfigError(f"{where}{inside}: expected {key.expected}, found {shown}.")
+    try:
+        return key.made(msgspec.convert(value, key.kind), folder)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _fits(value: object, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _fault(value: object, kind: Any) -> tuple[str, object]:
+    """The part of a list or table that is wrong by itself, as a path below it; or else the whole."""
+    if isinstance(value, dict) and _fits({}, kind):
+        for key, item in value.items():
+            if not _fits({key: item}, kind):
+                return f".{dotted(key)}", item
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if not _fits([item], kind):
+                return f"[{index}]", item
+    return "", value
+
+
+def _found(value: object) -> str:
+    shown = repr(value)
+    return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({_kind_of(value)})"
+
+
+def _kind_of(value: object) -> str:
+    names = {
+        str: "a string",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a float",
+        list: "an array",
+        dict: "a table",
+    }
+    return names.get(type(value), "a date or time")

@@ -1,0 +1,134 @@
+"""What a configuration says, typed and complete: the values that the rest of the library reads.
+
+What overrides what, the strongest first:
+
+1. the argument of `Loader.load`;
+2. `HYBRIDLOAD_ISOLATION_<NAME>`, then `HYBRIDLOAD_ISOLATION`;
+3. `[plugins.<name>]`;
+4. `[defaults]`.
+
+A value that nobody set is `None` (or empty, for mappings), and the part of the library that uses it has the default.
+Paths are absolute already: relative ones start at the file's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hybridload.config.chain import VARIABLE, Chain, isolation_variable
+from hybridload.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """The table `[host]`: what is the same for every plugin of a host."""
+
+    plugins: str | None = None
+    """Where the plugin set is, as `module:NAME`."""
+    handshake: str | None = None
+    """Where the handshake config is, as `module:NAME`."""
+    group: str | None = None
+    """The group of the entry points."""
+    path: tuple[Path, ...] = ()
+    """Folders that are searched for programs."""
+    pattern: str = "*"
+    """The file name of a program in such a folder; the plugin's name is what the `*` matched."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSettings:
+    """A table `[plugins.<name>]` on top of `[defaults]`. Every field but the last is a key of the file."""
+
+    isolation: Chain | None = None
+    command: tuple[str, ...] | None = None
+    """A program and its arguments; the program is an absolute path or a bare name."""
+    sha256: str | None = None
+    kind: str | None = None
+    entry_point: str | None = None
+    """The name of an entry point of the host's group, or `module:attribute`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the class or factory; nothing that JSON cannot hold."""
+    python: str | None = None
+    """The interpreter of subprocess isolation; an absolute path or a bare name."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    env_allow: tuple[str, ...] | None = None
+    """The variables that the process inherits; `None`: all."""
+    cwd: Path | None = None
+    start_timeout: float | None = None
+    """Seconds from the start of the process to its handshake line."""
+    call_timeout: float | None = None
+    """Seconds for one call."""
+    auto_mtls: bool | None = None
+    protocols: tuple[str, ...] | None = None
+    fallback_on_checksum: bool = False
+    enabled: bool = True
+    isolation_from: str | None = None
+    """What the isolation was set by: a variable, or a file and a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration as a whole. Without a file it is empty, and only the environment has a say.
+
+    :param path: the file; `None` when there is none.
+    :param prefix: what stands before the keys of the file, for messages: ``"tool.hybridload."`` in a pyproject.toml.
+    :param plugins: what the file says of each plugin that it names, on top of `defaults`.
+    :param overrides: what the environment says, by variable.
+    """
+
+    path: Path | None = None
+    prefix: str = ""
+    host: HostSettings = HostSettings()
+    defaults: PluginSettings = PluginSettings()
+    plugins: Mapping[str, PluginSettings] = field(default_factory=dict)
+    overrides: Mapping[str, Chain] = field(default_factory=dict)
+
+    def for_plugin(self, name: str) -> PluginSettings:
+        """All that is set for a plugin, whether the file names it or not."""
+        settings = self.plugins.get(name, self.defaults)
+        for variable in (isolation_variable(name), VARIABLE):
+            if variable in self.overrides:
+                return replace(
+                    settings,
+                    isolation=self.overrides[variable],
+                    isolation_from=f"environment variable {variable}",
+                )
+        return settings
+
+    def key(self, *parts: str) -> str:
+        """How messages name a key: the file and the dotted path, as one would write it in TOML."""
+        return f"{self.path}: {self.prefix}{dotted(*parts)}"
+
+    def check_variable(self, name: str, names: Iterable[str]) -> None:
+        """Refuse a variable that could mean another plugin as well.
+
+        :param names: every name that the host knows.
+        :raises ConfigError: naming both.
+        """
+        variable = isolation_variable(name)
+        if variable not in self.overrides:
+            return
+        others = sorted(other for other in names if other != name and isolation_variable(other) == variable)
+        if others:
+            raise ConfigError(
+                f"Environment variable {variable} could mean plugin {name!r} or plugin {others[0]!r}. "
+                "Unset it and set the isolation in the configuration.",
+                plugin=name,
+            )
+
+
+def dotted(*parts: str) -> str:
+    """Keys as a dotted path; a key that TOML wants quoted is quoted."""
+    return ".".join(part if _is_bare_key(part) else '"' + part.replace('"', '\\"') + '"' for part in parts)
+
+
+def _is_bare_key(key: str) -> bool:
+    return bool(key) and all(c.isascii() and (c.isalnum() or c in "-_") for c in key)
+
+
+def is_plugin_name(name: str) -> bool:
+    """Whether a name can be shown and typed: printable, not empty, no blanks around it."""
+    return name.isprintable() and bool(name) and name == name.strip()
