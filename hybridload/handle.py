@@ -15,6 +15,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hybridload.errors import ContractError
+
 if TYPE_CHECKING:
     from hybridload.contract import Service
 
@@ -33,12 +35,24 @@ def handle_class(service: Service) -> type:
         "__doc__": service.interface.__doc__,
         "__module__": service.interface.__module__,
         "__repr__": describe,
+        "__hybridload_service__": service,
     }
     # An interface without __slots__ brings __weakref__ along.
     if any("__weakref__" in base.__dict__ for base in service.interface.__mro__):
         body["__slots__"] = tuple(name for name in body["__slots__"] or () if name != "__weakref__")
     name = f"{service.interface.__name__}Handle"
     return types.new_class(name, (service.interface,), {}, lambda namespace: namespace.update(body))
+
+
+def service_of(handle: Any) -> Service:
+    """The completed contract that a handle follows.
+
+    :raises ContractError: the object is not a handle; a hand-written plugin's object is none.
+    """
+    service: Service | None = getattr(type(handle), "__hybridload_service__", None)
+    if service is None:
+        raise ContractError(f"{handle!r} comes from a hand-written plugin, which has no contract to read.")
+    return service
 
 
 def new_handle(kind: type, methods: Methods, describe: Callable[[], str]) -> Any:

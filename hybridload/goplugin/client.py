@@ -14,6 +14,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -26,9 +27,7 @@ from hybridload.errors import (
     HandshakeError,
     PluginClosed,
     PluginCrashed,
-    ProcessError,
     StartTimeout,
-    UnrecognizedOutput,
     VersionMismatch,
 )
 from hybridload.external import External
@@ -127,6 +126,8 @@ class Client:
         self._last_words: deque[str] = deque(maxlen=_STDERR_LINES)
         # Held by the one thread that starts or kills; `_closing` reaches a start that is still waiting.
         self._lock = threading.Lock()
+        # What the process needs for as long as it runs: a copy of a program out of a zipped package.
+        self._resources = ExitStack()
         self._closing = threading.Event()
         self._process: PluginProcess | None = None
         self._connection: Any = None
@@ -255,7 +256,7 @@ class Client:
     # -- starting
 
     def _start(self) -> None:
-        argv = self._external.resolve(self.name)
+        argv = self._resources.enter_context(self._external.resolve(plugin=self.name))
         if self._own_lifeline:
             self._lifeline = Lifeline()
         spec = ProcessSpec(
@@ -289,7 +290,7 @@ class Client:
         for key in PROTOCOL_VARIABLES:
             env.pop(key, None)
         # Go lets the host's own variables win over the command's; what was set for this plugin is meant for it.
-        env.update(self._external.env or {})
+        env.update(self._external.env)
         env[self._handshake.cookie_key] = self._handshake.cookie_value
         env["PLUGIN_MIN_PORT"] = str(_MIN_PORT)
         env["PLUGIN_MAX_PORT"] = str(_MAX_PORT)
@@ -423,6 +424,7 @@ class Client:
             connection.close()
         if self._own_lifeline and self._lifeline is not None:
             self._lifeline.close()
+        self._resources.close()
 
     def _closed(self) -> PluginClosed:
         return PluginClosed(f"Plugin {self.name!r} was closed; load it again to use it.", plugin=self.name)
@@ -491,7 +493,7 @@ def _external(
     cwd: str | os.PathLike[str] | None,
 ) -> External:
     given = command if isinstance(command, External) else External(command)
-    return given.with_overrides(sha256=sha256, env=env, cwd=cwd)
+    return given.overridden(sha256=sha256, env=env or {}, cwd=None if cwd is None else Path(cwd))
 
 
 def _protocols(allowed: Sequence[str], name: str) -> tuple[str, ...]:
