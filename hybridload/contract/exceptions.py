@@ -1,0 +1,519 @@
+"""Exceptions as data: a gRPC status whose details hold what is needed to raise the exception again elsewhere.
+
+What travels is a `google.rpc.Status` with one `hybridload.v1.RemoteException` in it: type name, message, scalar
+arguments and attributes, notes, the traceback's text, cause, context and, for groups, members.
+
+Rules:
+
+- Nothing is imported by name, unpickled or evaluated. A received type name is only compared with classes that are
+  already at hand: builtin exceptions, those bound in the interface's module (or in the interface itself), and those
+  listed in ``Contract(errors=[...])``. Everything else is a `RemoteError`.
+- SystemExit, KeyboardInterrupt, GeneratorExit and their like are never rebuilt, nor are hybridload's own errors, which
+  would speak of another plugin.
+- A class's own `__init__` is not called: the instance is made by the builtin class at its root, with the arguments that
+  its `args` had, and then gets the attributes. So a constructor with other parameters can neither fail nor act twice.
+- An argument that is no scalar (str, bytes, int, float, bool, None, or a tuple of them) arrives as its `repr`; an
+  attribute that is none stays behind.
+- The chain of `__cause__` ends in a `RemoteError` that holds the remote traceback.
+- The whole stays under `LIMIT` bytes as sent, or grpcio's client would report RESOURCE_EXHAUSTED instead: attributes go
+  first, then chain and members, and then the middle of the traceback. Encoding never fails.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from hybridload.errors import PluginError, RemoteError
+
+if TYPE_CHECKING:
+    from hybridload.contract.service import Contract
+
+LIMIT = 6000
+"""Bytes that message and details may take together in the trailers, where details are base64 and the message is
+percent-encoded."""
+
+MESSAGE_LIMIT = 1024
+_TEXT_LIMIT = 400
+_CHAIN_LIMIT = 8
+_UNICODE_WINDOW = 64
+_INT_BYTES = 64
+
+CODES: Mapping[str, int] = MappingProxyType(
+    {
+        "OK": 0,
+        "CANCELLED": 1,
+        "UNKNOWN": 2,
+        "INVALID_ARGUMENT": 3,
+        "DEADLINE_EXCEEDED": 4,
+        "NOT_FOUND": 5,
+        "ALREADY_EXISTS": 6,
+        "PERMISSION_DENIED": 7,
+        "RESOURCE_EXHAUSTED": 8,
+        "FAILED_PRECONDITION": 9,
+        "ABORTED": 10,
+        "OUT_OF_RANGE": 11,
+        "UNIMPLEMENTED": 12,
+        "INTERNAL": 13,
+        "UNAVAILABLE": 14,
+        "DATA_LOSS": 15,
+        "UNAUTHENTICATED": 16,
+    }
+)
+"""The gRPC status codes by name."""
+
+_CODE_OF: tuple[tuple[type[BaseException], str], ...] = (
+    (FileExistsError, "ALREADY_EXISTS"),
+    (FileNotFoundError, "NOT_FOUND"),
+    (PermissionError, "PERMISSION_DENIED"),
+    (TimeoutError, "DEADLINE_EXCEEDED"),
+    (NotImplementedError, "UNIMPLEMENTED"),
+    (IndexError, "OUT_OF_RANGE"),
+    (LookupError, "NOT_FOUND"),
+    (OverflowError, "OUT_OF_RANGE"),
+    (ValueError, "INVALID_ARGUMENT"),
+    (TypeError, "INVALID_ARGUMENT"),
+    (MemoryError, "RESOURCE_EXHAUSTED"),
+    (GeneratorExit, "CANCELLED"),
+    (KeyboardInterrupt, "CANCELLED"),
+)
+_SLOTTED = {ImportError: ("name", "path"), NameError: ("name",), AttributeError: ("name",)}
+_OSERROR = ("errno", "strerror", "filename", "filename2")
+_TYPE = "type.googleapis.com/hybridload.v1.RemoteException"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a call failed, in gRPC's words.
+
+    :param code: a status code's name, e.g. ``"NOT_FOUND"``.
+    :param message: for humans.
+    :param details: a serialized `google.rpc.Status` for the trailer ``grpc-status-details-bin``.
+    """
+
+    code: str
+    message: str
+    details: bytes | None = None
+
+
+def encode_exception(exc: BaseException, contract: Contract[Any]) -> Status:
+    """Turn an exception that an implementation raised into a status.
+
+    :param exc: with its traceback, notes, cause and context.
+    :param contract: of the interface whose method raised it.
+    """
+    code = status_code(exc)
+    message = _cut(_text(exc) or type(exc).__name__, MESSAGE_LIMIT)
+    if isinstance(exc, RemoteError) and exc.code:
+        code = exc.code
+    budget = LIMIT - _percent_encoded(message)
+    try:
+        details = _details(exc, CODES[code], message, budget * 3 // 4 - 8)
+    except Exception:  # an exception whose own methods fail must not hide that the call failed
+        details = None
+    return Status(code, message, details)
+
+
+def status_code(exc: BaseException) -> str:
+    """The gRPC code that says most nearly what an exception says, for hosts in other languages."""
+    return next((code for kind, code in _CODE_OF if isinstance(exc, kind)), "UNKNOWN")
+
+
+def decode_exception(
+    status: Status, contract: Contract[Any], plugin: str | None = None, *, stream: bool = False
+) -> Exception:
+    """Turn a status into the exception to raise for it.
+
+    :param contract: of the interface whose method was called; it says which classes are known.
+    :param plugin: the plugin's name, for messages.
+    :param stream: whether the exception ends a stream; there StopIteration would pass for the stream's end, so it
+        becomes a RuntimeError, as it does in Python's generators.
+    :returns: the exception; its chain of causes ends in a `RemoteError`.
+    """
+    data = _received(status)
+    if data is None:
+        return RemoteError(status.message, plugin=plugin, code=status.code)
+    rebuilding = _Rebuilding(contract, plugin, status.code)
+    remote = rebuilding.remote_error(data)
+    rebuilt = rebuilding.rebuild(data)
+    if rebuilt is None:
+        remote.__cause__ = rebuilding.cause(data, None)
+        return remote
+    rebuilt.__cause__ = rebuilding.cause(data, remote)
+    rebuilt.__suppress_context__ = True
+    if stream and isinstance(rebuilt, (StopIteration, StopAsyncIteration)):
+        error = RuntimeError(f"the stream raised {type(rebuilt).__name__}")
+        error.__cause__ = rebuilt
+        return error
+    return rebuilt
+
+
+# Encoding
+
+
+def _details(exc: BaseException, code: int, message: str, room: int) -> bytes:
+    """Serialize with less and less beside the exception itself, until it fits into `room` bytes."""
+    messages = _messages()
+    for with_attributes, chain, trace in (
+        (True, _CHAIN_LIMIT, 2500),
+        (True, 3, 1500),
+        (False, 1, 1000),
+        (False, 0, 600),
+        (False, 0, 0),
+    ):
+        for whole_texts in (True, False):
+            data = messages["RemoteException"]()
+            _describe(data, exc, with_attributes, chain, _TEXT_LIMIT * 4 if whole_texts else 100)
+            text = _traceback_text(exc)
+            used = len(data.SerializeToString()) + len(message) + 200
+            data.traceback = _cut_middle(text, min(max(trace, room - used), max(0, room - used)) if trace else 0)
+            status = messages["Status"](code=code, message=message)
+            detail = status.details.add(type_url=_TYPE)
+            detail.value = data.SerializeToString()
+            encoded: bytes = status.SerializeToString()
+            if len(encoded) <= room and (not text or data.traceback or not trace):
+                return encoded
+    data = messages["RemoteException"](type_name=_cut(_type_name(type(exc)), 100), message=_cut(message, 100))
+    status = messages["Status"](code=code, message=_cut(message, 100))
+    status.details.add(type_url=_TYPE).value = data.SerializeToString()
+    return status.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _describe(data: Any, exc: BaseException, with_attributes: bool, chain: int, limit: int) -> None:
+    data.type_name = _cut(_type_name(type(exc)), 200)
+    data.message = _cut(_text(exc), limit)
+    for argument in _arguments(exc):
+        _set_value(data.args.add(), argument, limit)
+    if with_attributes:
+        for name, value in _attributes(exc):
+            _set_value(data.attributes[_clean(name)], value, limit)
+    notes = getattr(exc, "__notes__", None)
+    for note in list(notes)[:8] if isinstance(notes, list) else ():
+        data.notes.append(_cut(str(note), limit))
+    if chain <= 0:
+        return
+    if exc.__cause__ is not None:
+        _describe(data.cause, exc.__cause__, with_attributes, chain - 1, limit)
+    elif exc.__context__ is not None and not exc.__suppress_context__:
+        _describe(data.context, exc.__context__, with_attributes, chain - 1, limit)
+    if isinstance(exc, BaseExceptionGroup):
+        for member in exc.exceptions[:16]:
+            _describe(data.members.add(), member, with_attributes, chain - 1, limit)
+
+
+def _arguments(exc: BaseException) -> tuple[Any, ...]:
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return tuple(getattr(exc, name) for name in _OSERROR)
+    if isinstance(exc, (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError)):
+        return _unicode_arguments(exc)
+    if isinstance(exc, BaseExceptionGroup):
+        return (exc.message,)
+    return exc.args
+
+
+def _unicode_arguments(exc: Any) -> tuple[Any, ...]:
+    """The arguments with only the surroundings of the fault, as the text it is in may be of any size."""
+    start = max(0, exc.start - _UNICODE_WINDOW)
+    end = min(len(exc.object), exc.end, exc.start + _UNICODE_WINDOW)
+    around = (exc.object[start : end + _UNICODE_WINDOW], exc.start - start, end - start, exc.reason)
+    return around if isinstance(exc, UnicodeTranslateError) else (exc.encoding, *around)
+
+
+def _attributes(exc: BaseException) -> Iterator[tuple[str, Any]]:
+    slotted = [name for kind, names in _SLOTTED.items() if isinstance(exc, kind) for name in names]
+    found = {name: getattr(exc, name, None) for name in slotted} | getattr(exc, "__dict__", {})
+    for name, value in list(found.items())[:32]:
+        if isinstance(name, str) and name != "__notes__" and value is not None and _is_scalar(value):
+            yield name, value
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return type(value) is tuple and all(_is_scalar(item) for item in value)
+    return value is None or isinstance(value, (str, bytes, bool, float)) or _is_small_int(value)
+
+
+def _is_small_int(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() < _INT_BYTES * 8
+
+
+def _set_value(data: Any, value: Any, limit: int) -> None:
+    if value is None:
+        data.none = True
+    elif isinstance(value, bool):
+        data.flag = value
+    elif _is_small_int(value):
+        data.integer = int(value).to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+    elif isinstance(value, float):
+        data.number = value
+    elif isinstance(value, bytes):
+        data.data = value[:limit]
+    elif isinstance(value, str):
+        data.text = _cut(value, limit)
+    elif _is_scalar(value):
+        data.items.SetInParent()
+        for item in value[:16]:
+            _set_value(data.items.values.add(), item, limit)
+    else:
+        data.text = _cut(_repr(value), limit)
+
+
+def _traceback_text(exc: BaseException) -> str:
+    try:
+        return _clean("".join(traceback.format_exception(exc, chain=True)))
+    except Exception:
+        return ""
+
+
+def _type_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return _clean(str(exc))
+    except Exception as error:
+        return f"<str() of this {type(exc).__name__} raised {type(error).__name__}>"
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__qualname__}>"
+
+
+def _clean(text: str) -> str:
+    """A text that UTF-8 can hold."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _cut(text: str, limit: int) -> str:
+    text = _clean(text)
+    if len(text.encode()) <= limit:
+        return text
+    return text.encode()[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def _cut_middle(text: str, limit: int) -> str:
+    """A text without its middle: the first lines say where a call came from, the last ones what went wrong."""
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    mark = "\n  […]\n"
+    rest = limit - len(mark.encode())
+    if rest < 40:
+        return ""
+    head, tail = data[: rest // 3], data[-(rest - rest // 3) :]
+    return head.decode("utf-8", "ignore") + mark + tail.decode("utf-8", "ignore")
+
+
+def _percent_encoded(message: str) -> int:
+    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in message.encode())
+
+
+# Decoding
+
+
+def _received(status: Status) -> Any | None:
+    if not status.details:
+        return None
+    messages = _messages()
+    try:
+        details = messages["Status"].FromString(status.details).details
+        found = next((detail for detail in details if detail.type_url == _TYPE), None)
+        return None if found is None else messages["RemoteException"].FromString(found.value)
+    except Exception:  # the trailer comes from anyone; without details there is still the status itself
+        return None
+
+
+class _Rebuilding:
+    """Makes exceptions of received data, with the classes that a contract knows."""
+
+    def __init__(self, contract: Contract[Any], plugin: str | None, code: str) -> None:
+        self._contract = contract
+        self._plugin = plugin
+        self._code = code
+
+    def remote_error(self, data: Any) -> RemoteError:
+        message = f"{data.type_name}: {data.message}" if data.message else data.type_name
+        error = RemoteError(
+            message,
+            plugin=self._plugin,
+            type_name=data.type_name,
+            remote_traceback=data.traceback,
+            code=self._code,
+        )
+        for note in data.notes:
+            error.add_note(note)
+        if data.traceback:
+            error.add_note(f"Remote traceback:\n{data.traceback.rstrip()}")
+        return error
+
+    def cause(self, data: Any, end: RemoteError | None) -> BaseException | None:
+        """The rebuilt cause of an exception, and so on; the last of the chain is `end`."""
+        if not data.HasField("cause"):
+            return end
+        cause = self.rebuild(data.cause) or self.remote_error(data.cause)
+        cause.__cause__ = self.cause(data.cause, end)
+        cause.__suppress_context__ = True
+        return cause
+
+    def rebuild(self, data: Any) -> Exception | None:
+        """An exception of the type that was sent, or `None` when that type is not known here."""
+        kind = self._class_named(data.type_name)
+        if kind is None:
+            return None
+        try:
+            error = self._make(kind, data)
+        except Exception:  # arguments from elsewhere need not suit the class: then it is a RemoteError
+            return None
+        for name, value in data.attributes.items():
+            try:
+                _set_attribute(error, name, _value(value))
+            except Exception:  # a read-only name; the exception is worth more than its attribute
+                continue
+        for note in data.notes:
+            error.add_note(note)
+        if data.HasField("context"):
+            error.__context__ = self.rebuild(data.context) or self.remote_error(data.context)
+        return error
+
+    def _make(self, kind: type[Exception], data: Any) -> Exception:
+        arguments = [_value(argument) for argument in data.args]
+        root = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+        if issubclass(kind, BaseExceptionGroup):
+            members = [self.rebuild(member) or self.remote_error(member) for member in data.members]
+            arguments = [arguments[0] if arguments else data.message, members or [self.remote_error(data)]]
+        elif issubclass(kind, OSError) and len(arguments) == len(_OSERROR):
+            number, text, filename, filename2 = arguments
+            arguments = [number, text, *((filename, None, filename2) if filename is not None else ())]
+        error: Exception = root.__new__(kind, *arguments)  # type: ignore[call-overload]
+        root.__init__(error, *arguments)  # type: ignore[misc]
+        if type(error) is not kind:
+            raise TypeError(f"{kind} made a {type(error)}")
+        return error
+
+    def _class_named(self, type_name: str) -> type[Exception] | None:
+        found = vars(builtins).get(type_name)
+        if _is_exception(found) and found.__name__ == type_name:
+            return found  # type: ignore[no-any-return]
+        for kind in self._contract.errors:
+            if _type_name(kind) == type_name:
+                return kind
+        for kind in _bound_exceptions(self._contract.interface):
+            if _type_name(kind) == type_name:
+                return kind
+        short = type_name.rpartition(".")[2]
+        alike = [kind for kind in self._contract.errors if kind.__name__ == short]
+        # A listed class may live in another module over there (`__main__`, for one).
+        return alike[0] if len(alike) == 1 and type_name.startswith("__main__.") else None
+
+
+def _bound_exceptions(interface: type) -> Iterator[type[Exception]]:
+    for base in interface.__mro__:
+        if base.__module__ in ("builtins", "typing", "abc"):
+            continue
+        for namespace in (vars(base), vars(sys.modules.get(base.__module__, builtins))):
+            for value in list(namespace.values()):
+                if _is_exception(value) and not (issubclass(value, PluginError) and _is_own(value)):
+                    yield value
+
+
+def _is_own(kind: type) -> bool:
+    return kind.__module__ == PluginError.__module__
+
+
+def _is_exception(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def _set_attribute(error: Exception, name: str, value: Any) -> None:
+    if any(name in names for kind, names in _SLOTTED.items() if isinstance(error, kind)):
+        setattr(error, name, value)
+    elif not (name.startswith("__") and name.endswith("__")):
+        error.__dict__[name] = value
+
+
+def _value(data: Any) -> Any:
+    kind = data.WhichOneof("kind")
+    if kind is None or kind == "none":
+        return None
+    if kind == "integer":
+        return int.from_bytes(data.integer[:_INT_BYTES], "big", signed=True)
+    if kind == "items":
+        return tuple(_value(item) for item in data.items.values)
+    return getattr(data, kind)
+
+
+@functools.cache
+def _messages() -> dict[str, Any]:
+    """The message classes, made when the first exception travels."""
+    from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from google.protobuf.message_factory import GetMessageClass
+
+    one, many = Proto.LABEL_OPTIONAL, Proto.LABEL_REPEATED
+    package = ".hybridload.v1."
+
+    def add(message: Any, name: str, number: int, kind: int, label: Any = one, type_name: str = "") -> Any:
+        return message.field.add(name=name, number=number, type=kind, label=label, type_name=type_name or None)
+
+    rpc = FileDescriptorProto(name="google/rpc/status.proto", package="google.rpc", syntax="proto3")
+    detail = rpc.message_type.add(name="Detail")  # laid out as google.protobuf.Any
+    add(detail, "type_url", 1, Proto.TYPE_STRING)
+    add(detail, "value", 2, Proto.TYPE_BYTES)
+    status = rpc.message_type.add(name="Status")
+    add(status, "code", 1, Proto.TYPE_INT32)
+    add(status, "message", 2, Proto.TYPE_STRING)
+    add(status, "details", 3, Proto.TYPE_MESSAGE, many, ".google.rpc.Detail")
+
+    file = FileDescriptorProto(name="hybridload/v1/exception.proto", package="hybridload.v1", syntax="proto3")
+    value = file.message_type.add(name="Value")
+    value.oneof_decl.add(name="kind")
+    for number, (name, kind) in enumerate(
+        {
+            "none": Proto.TYPE_BOOL,
+            "flag": Proto.TYPE_BOOL,
+            "integer": Proto.TYPE_BYTES,
+            "number": Proto.TYPE_DOUBLE,
+            "text": Proto.TYPE_STRING,
+            "data": Proto.TYPE_BYTES,
+        }.items(),
+        1,
+    ):
+        add(value, name, number, kind).oneof_index = 0
+    add(value, "items", 7, Proto.TYPE_MESSAGE, one, f"{package}Values").oneof_index = 0
+    values = file.message_type.add(name="Values")
+    add(values, "values", 1, Proto.TYPE_MESSAGE, many, f"{package}Value")
+
+    remote = file.message_type.add(name="RemoteException")
+    add(remote, "type_name", 1, Proto.TYPE_STRING)
+    add(remote, "message", 2, Proto.TYPE_STRING)
+    add(remote, "args", 3, Proto.TYPE_MESSAGE, many, f"{package}Value")
+    entry = remote.nested_type.add(name="AttributesEntry")
+    entry.options.map_entry = True
+    add(entry, "key", 1, Proto.TYPE_STRING)
+    add(entry, "value", 2, Proto.TYPE_MESSAGE, one, f"{package}Value")
+    add(remote, "attributes", 4, Proto.TYPE_MESSAGE, many, f"{package}RemoteException.AttributesEntry")
+    add(remote, "notes", 5, Proto.TYPE_STRING, many)
+    add(remote, "traceback", 6, Proto.TYPE_STRING)
+    add(remote, "cause", 7, Proto.TYPE_MESSAGE, one, f"{package}RemoteException")
+    add(remote, "context", 8, Proto.TYPE_MESSAGE, one, f"{package}RemoteException")
+    add(remote, "members", 9, Proto.TYPE_MESSAGE, many, f"{package}RemoteException")
+
+    pool = DescriptorPool()
+    for each in (rpc, file):
+        pool.AddSerializedFile(each.SerializeToString())
+    find: Callable[[str], Any] = pool.FindMessageTypeByName
+    return {
+        "Status": GetMessageClass(find("google.rpc.Status")),
+        "RemoteException": GetMessageClass(find("hybridload.v1.RemoteException")),
+    }
