@@ -128,3 +128,14 @@ def is_socket(path: str) -> bool:
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def program_stem(file_name: str) -> str | None:
+    """What a program's file is called without what marks it as one; `None` when its name says that it is none.
+
+    On Windows programs end in ``.exe``; elsewhere the permission bits tell, and any name will do.
+    """
+    if sys.platform != "win32":
+        return file_name
+    stem, dot, suffix = file_name.rpartition(".")
+    return stem if dot and suffix.lower() == "exe" else None
