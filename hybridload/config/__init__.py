@@ -6,7 +6,7 @@
 - `reading`: from a file to settings.
 """
 
-from hybridload.config.chain import ISOLATIONS, Chain, Isolation, read_chain
+from hybridload.config.chain import ISOLATIONS, Chain, Isolation, isolation_chain
 from hybridload.config.reading import load_settings
 from hybridload.config.settings import HostSettings, PluginSettings, Settings
 
@@ -17,6 +17,6 @@ __all__ = [
     "Isolation",
     "PluginSettings",
     "Settings",
+    "isolation_chain",
     "load_settings",
-    "read_chain",
 ]

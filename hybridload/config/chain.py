@@ -15,13 +15,13 @@ Chain = tuple[Isolation, ...]
 
 ISOLATIONS: Chain = get_args(Isolation)
 
-VARIABLE = "HYBRIDLOAD_ISOLATION"
+ISOLATION_VARIABLE = "HYBRIDLOAD_ISOLATION"
 
 _BY_NAME: dict[str, Isolation] = {isolation: isolation for isolation in ISOLATIONS}
 _EXPECTED = f"one of {', '.join(map(repr, ISOLATIONS))}, or a list of them in the order to try"
 
 
-def read_chain(value: object, where: str) -> Chain:
+def isolation_chain(value: object, where: str = "isolation") -> Chain:
     """An isolation, or a list of them, as a fallback chain.
 
     :param where: what gives the value, at the front of errors.
@@ -34,7 +34,7 @@ def read_chain(value: object, where: str) -> Chain:
 
 
 def to_chain(value: object) -> Chain:
-    """What `read_chain` does, for callers that know better where the value stands.
+    """What `isolation_chain` does, for callers that know better where the value stands.
 
     :raises ValueError: with a sentence that says what is wrong.
     """
@@ -57,7 +57,7 @@ def to_chain(value: object) -> Chain:
 
 def isolation_variable(name: str) -> str:
     """The environment variable that overrides one plugin's isolation."""
-    return f"{VARIABLE}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in name.upper())
+    return f"{ISOLATION_VARIABLE}_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in name.upper())
 
 
 def read_variables(environ: Mapping[str, str]) -> dict[str, Chain]:
@@ -66,9 +66,9 @@ def read_variables(environ: Mapping[str, str]) -> dict[str, Chain]:
     :raises ConfigError: for one that holds no chain.
     """
     return {
-        variable: read_chain([name.strip() for name in text.split(",")], f"Environment variable {variable}")
+        variable: isolation_chain([name.strip() for name in text.split(",")], f"Environment variable {variable}")
         for variable, text in environ.items()
-        if (variable == VARIABLE or variable.startswith(f"{VARIABLE}_")) and text.strip()
+        if (variable == ISOLATION_VARIABLE or variable.startswith(f"{ISOLATION_VARIABLE}_")) and text.strip()
     }
 
 

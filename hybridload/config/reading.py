@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hybridload.config.chain import read_variables
+from hybridload.config.chain import isolation_variable, read_variables
 from hybridload.config.settings import HostSettings, PluginSettings, Settings, dotted, is_plugin_name
 from hybridload.errors import ConfigError
 
@@ -86,6 +86,12 @@ def _settings(document: object, path: Path, prefix: str, overrides: Mapping[str,
         if not is_plugin_name(name):
             raise ConfigError(
                 f"{key}: {name!r} is not a name of a plugin: expected printable text without outer blanks."
+            )
+        twin = next((other for other in plugins if isolation_variable(other) == isolation_variable(name)), None)
+        if twin is not None:
+            raise ConfigError(
+                f"{key}: the isolation of {name!r} and that of {twin!r} would both be set by the environment variable "
+                f"{isolation_variable(name)}. Rename one; entry_point can keep the old name."
             )
         own = read_table(table, PLUGIN, key, folder)
         plugins[name] = _merged(defaults, own, f"{where}defaults.isolation", f"{key}.isolation")

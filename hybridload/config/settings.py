@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hybridload.config.chain import VARIABLE, Chain, isolation_variable
+from hybridload.config.chain import ISOLATION_VARIABLE, Chain, isolation_variable
 from hybridload.errors import ConfigError
 
 
@@ -89,7 +89,7 @@ class Settings:
     def for_plugin(self, name: str) -> PluginSettings:
         """All that is set for a plugin, whether the file names it or not."""
         settings = self.plugins.get(name, self.defaults)
-        for variable in (isolation_variable(name), VARIABLE):
+        for variable in (isolation_variable(name), ISOLATION_VARIABLE):
             if variable in self.overrides:
                 return replace(
                     settings,
