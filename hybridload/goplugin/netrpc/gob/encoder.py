@@ -1,0 +1,226 @@
+"""Sends a gob stream: values and their declared Go types in, bytes out.
+
+A type is numbered when it is first met and defined in a message of its own before the first value that needs it, and
+so are the types inside interfaces, which Go would define in the middle of the value. A value that cannot be sent
+leaves the stream as it was: nothing counts as sent before all of the value is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hybridload.goplugin.netrpc.gob import wire
+from hybridload.goplugin.netrpc.gob.errors import GobError, Misfit
+from hybridload.goplugin.netrpc.gob.names import Registry
+from hybridload.goplugin.netrpc.gob.types import (
+    Adapted,
+    Array,
+    Bool,
+    Bytes,
+    Complex,
+    Encoded,
+    Float,
+    GoType,
+    Int,
+    Interface,
+    Map,
+    Pointer,
+    Registered,
+    Slice,
+    String,
+    Struct,
+    Uint,
+    describe,
+)
+from hybridload.goplugin.netrpc.gob.wire import DEFINITION, FIRST_USER_ID, Limits, put_bytes, put_int, put_uint
+from hybridload.goplugin.netrpc.gob.writers import Write, Writers
+
+_FORM_FIELDS: Final = {form: field for field, form in wire.FORM_FIELDS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """:param inner: the types that this one is made of, by number."""
+
+    message: bytes
+    inner: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """How values of one type are sent.
+
+    :param number: the encoded number of the type.
+    :param lead: the zero that precedes all but structs when no other value surrounds them.
+    :param definitions: the types that must have been defined, by number.
+    :param sent: whether they were.
+    """
+
+    number: bytes
+    lead: bytes
+    write: Write
+    definitions: tuple[int, ...]
+    sent: bool
+
+
+class Encoder:
+    """The sending end of one gob stream. Not thread-safe: what it returns must go out in the order of the calls.
+
+    :param registry: names of the types that may travel inside interfaces; by default none but Go's own.
+    :param limits: only `message` counts.
+    """
+
+    def __init__(self, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._registry = registry or Registry()
+        self._writers = Writers(self._put_interface)
+        self._ids: dict[GoType, int] = {}
+        self._definitions: dict[int, _Definition] = {}
+        self._sent: set[int] = set()
+        self._plans: dict[GoType, _Plan] = {}
+        self._inside: list[_Plan] = []
+
+    def encode(self, value: Any, go_type: GoType) -> bytes:
+        """The value's message, after those that define what is new to the stream.
+
+        :param go_type: the declared type of the value.
+        :raises GobError: when the value is not of that type, or cannot be sent; nothing of it was.
+        """
+        self._inside.clear()
+        try:
+            plan = self._plans.get(go_type) or self._plan(go_type)
+            body = bytearray(plan.number + plan.lead)
+            plan.write(body, value)
+        except Misfit as misfit:
+            raise GobError(f"The value cannot be sent as {describe(go_type)}: {misfit}.") from misfit.__cause__
+        except RecursionError:
+            raise GobError("The value nests too deeply to be sent: does it contain itself?") from None
+        if len(body) > self._limits.message:
+            raise GobError(f"A message of {len(body)} bytes is over the limit of {self._limits.message}.")
+        out = bytearray()
+        if not plan.sent or self._inside:
+            self._put_definitions(out, plan)
+        put_uint(out, len(body))
+        out += body
+        return bytes(out)
+
+    def prepare(self, go_type: GoType) -> None:
+        """Number a type and all inside it, so that the numbers do not depend on which value is sent first."""
+        self._plan(go_type)
+
+    def _put_definitions(self, out: bytearray, plan: _Plan) -> None:
+        for needed in (plan, *self._inside):
+            for type_id in needed.definitions:
+                if type_id not in self._sent:
+                    self._sent.add(type_id)
+                    put_bytes(out, self._definitions[type_id].message)
+            needed.sent = True
+
+    def _put_interface(self, out: bytearray, value: Any, registered: Registered | None) -> None:
+        """Name, type number, length and value, as though the value were a message of its own."""
+        if value is None:
+            out.append(0)
+            return
+        if registered is None:
+            name, go_type, value = self._registry.concrete(value)
+        else:
+            name, go_type = registered.name, registered.type
+        plan = self._plans.get(go_type) or self._plan(go_type)
+        if not plan.sent:
+            self._inside.append(plan)
+        put_bytes(out, name.encode())
+        out += plan.number
+        body = bytearray(plan.lead)
+        plan.write(body, value)
+        put_bytes(out, body)
+
+    def _plan(self, go_type: GoType) -> _Plan:
+        write = self._writers.writer(go_type)
+        number = bytearray()
+        type_id = self._number(go_type)
+        put_int(number, type_id)
+        definitions = tuple(self._reachable(type_id))
+        lead = b"" if isinstance(_bare(go_type), Struct) else b"\0"
+        plan = self._plans[go_type] = _Plan(bytes(number), lead, write, definitions, sent=not definitions)
+        return plan
+
+    def _number(self, go_type: GoType) -> int:
+        """The type's number on this stream. One that is new gets its definition, and so do the types inside it."""
+        bare = _bare(go_type)
+        fixed = _fixed_number(bare)
+        if fixed is not None:
+            return fixed
+        known = self._ids.get(bare)
+        if known is not None:
+            return known
+        type_id = self._ids[bare] = FIRST_USER_ID + len(self._ids)
+        field, name, body, inner = self._body(bare)
+        body["CommonType"] = {"Name": name, "Id": type_id}
+        definition = bytearray()
+        put_int(definition, -type_id)
+        self._writers.writer(DEFINITION)(definition, {field: body})
+        self._definitions[type_id] = _Definition(bytes(definition), inner)
+        return type_id
+
+    def _body(self, go_type: GoType) -> tuple[str, str, dict[str, Any], tuple[int, ...]]:
+        """The field of `wireType` for this kind of type, the type's name, its particulars, and the types inside."""
+        match go_type:
+            case Slice(elem):
+                number = self._number(elem)
+                return "SliceT", "", {"Elem": number}, (number,)
+            case Array(length, elem):
+                number = self._number(elem)
+                return "ArrayT", "", {"Elem": number, "Len": length}, (number,)
+            case Map(key, elem):
+                pair = self._number(key), self._number(elem)
+                return "MapT", "", {"Key": pair[0], "Elem": pair[1]}, pair
+            case Struct():
+                numbers = tuple(self._number(field.type) for field in go_type.fields)
+                fields = [
+                    {"Name": field.name, "Id": number} for field, number in zip(go_type.fields, numbers, strict=True)
+                ]
+                return "StructT", go_type.name, {"Field": fields}, numbers
+            case Encoded(name, form):
+                return _FORM_FIELDS[form], name, {}, ()
+        return "GobEncoderT", "Time", {}, ()
+
+    def _reachable(self, type_id: int) -> Iterator[int]:
+        """The types that must be defined before a value of this one: itself first, then those inside, as Go does."""
+        seen: set[int] = set()
+        waiting = [type_id]
+        while waiting:
+            number = waiting.pop()
+            if number >= FIRST_USER_ID and number not in seen:
+                seen.add(number)
+                yield number
+                waiting += reversed(self._definitions[number].inner)
+
+
+def _bare(go_type: GoType) -> GoType:
+    """The type without what is not on the wire."""
+    while isinstance(go_type, Pointer | Adapted):
+        go_type = go_type.target if isinstance(go_type, Pointer) else go_type.type
+    return go_type
+
+
+def _fixed_number(go_type: GoType) -> int | None:
+    match go_type:
+        case Bool():
+            return wire.BOOL
+        case Int():
+            return wire.INT
+        case Uint():
+            return wire.UINT
+        case Float():
+            return wire.FLOAT
+        case Complex():
+            return wire.COMPLEX
+        case String():
+            return wire.STRING
+        case Bytes() | Slice(Uint(8)):
+            return wire.BYTES
+        case Interface() | Registered():
+            return wire.INTERFACE
+    return None

@@ -1,0 +1,261 @@
+"""Go's net/rpc without I/O: calls into bytes, bytes into replies, and the same from the server's side.
+
+On a connection each direction is one gob stream. A call is a `Request` and its argument; an answer is a `Response` and
+the reply's value, or any value (Go sends an empty struct) when the response has an error, which is text. Answers come
+in any order and are matched by the sequence number, which the client counts from 0. A header and its body always come
+in pairs, so a body that nobody wants, or that does not fit, is passed over and the connection goes on.
+
+A connection ends for good with `GobCorrupt`. Neither class holds a lock, and the two directions share nothing that needs
+one: calls of `RpcClient.call`, or of `RpcServer.reply` and `error`, must be one after the other and their bytes must go
+out in that order; calls of `receive` must be one after the other in the order of the bytes.
+
+The texts of the server's own errors are those of Go's net/rpc, because callers compare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from hybridload.goplugin.netrpc.gob import (
+    NEED_DATA,
+    Decoder,
+    Encoder,
+    Field,
+    GobMismatch,
+    GoType,
+    Interface,
+    Limits,
+    Registry,
+    String,
+    Struct,
+    Uint,
+)
+
+
+class _Request(NamedTuple):
+    method: str
+    seq: int
+
+
+class _Response(NamedTuple):
+    method: str
+    seq: int
+    error: str
+
+
+REQUEST: Final = Struct("Request", (Field("ServiceMethod", String(), "method"), Field("Seq", Uint(), "seq")), _Request)
+RESPONSE: Final = Struct(
+    "Response",
+    (Field("ServiceMethod", String(), "method"), Field("Seq", Uint(), "seq"), Field("Error", String(), "error")),
+    _Response,
+)
+EMPTY: Final = Struct("")
+"""Go's `struct{}`, the body of an answer that is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a call.
+
+    :param seq: the call's number.
+    :param value: the reply, when there is no error.
+    :param error: the text of the server's error.
+    :param mismatch: why the reply could not be taken for what the call expects.
+    """
+
+    seq: int
+    value: Any = None
+    error: str | None = None
+    mismatch: GobMismatch | None = None
+
+
+class RpcClient:
+    """The calling side of one connection.
+
+    :param registry: names of the types inside interfaces, both ways.
+    :param limits: what the server may send.
+    """
+
+    def __init__(self, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
+        self._encoder = Encoder(registry, limits=limits)
+        self._encoder.prepare(REQUEST)
+        self._decoder = Decoder(registry, limits=limits)
+        self._next_seq = 0
+        self._expected: dict[int, GoType | None] = {}
+        self._response: _Response | None = None
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """The calls without an answer: those that have failed when the connection ends."""
+        return tuple(self._expected)
+
+    def call(
+        self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None = Interface()
+    ) -> tuple[int, bytes]:
+        """A call's number and what to send.
+
+        :param method: service and method, e.g. ``"Plugin.Greet"``.
+        :param reply_type: what to make of the reply; `None` passes it over.
+        :raises GobError: when the argument cannot be sent; then there is no call.
+        """
+        body = self._encoder.encode(argument, argument_type)
+        seq = self._next_seq
+        self._next_seq += 1
+        self._expected[seq] = reply_type
+        return seq, self._encoder.encode(_Request(method, seq), REQUEST) + body
+
+    def forget(self, seq: int) -> None:
+        """Nobody waits for this call any more; its answer will be passed over."""
+        self._expected.pop(seq, None)
+
+    def receive(self, data: bytes) -> Iterator[Reply]:
+        """The replies that are complete with these bytes. Take them all before more is received.
+
+        :raises GobCorrupt: while they are taken, when the stream is broken after the replies before.
+        """
+        self._decoder.feed(data)
+        return self._replies()
+
+    def _replies(self) -> Iterator[Reply]:
+        while self._receive_header():
+            assert self._response is not None
+            seq, error = self._response.seq, self._response.error
+            reply = self._receive_body(seq, error)
+            if reply is None:
+                return
+            self._response = None
+            if seq in self._expected:
+                del self._expected[seq]
+                yield reply
+
+    def _receive_header(self) -> bool:
+        if self._response is None:
+            response = self._decoder.next_value(RESPONSE)
+            if response is NEED_DATA:
+                return False
+            self._response = response
+        return True
+
+    def _receive_body(self, seq: int, error: str) -> Reply | None:
+        expected = self._expected.get(seq)
+        if error or expected is None:
+            return Reply(seq, error=error or None) if self._decoder.skip_value() else None
+        try:
+            value = self._decoder.next_value(expected)
+        except GobMismatch as mismatch:
+            return Reply(seq, mismatch=mismatch)
+        return None if value is NEED_DATA else Reply(seq, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call to be answered, by `RpcServer.reply` or `RpcServer.error`, once.
+
+    :param service: e.g. ``"Plugin"``.
+    :param method: e.g. ``"Greet"``.
+    """
+
+    seq: int
+    service: str
+    method: str
+    argument: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call that cannot be made: answer it with `RpcServer.error` and `text`.
+
+    :param service: what precedes the method's last dot; empty when it has none.
+    """
+
+    seq: int
+    service: str
+    method: str
+    text: str
+
+
+Received: TypeAlias = Call | Refusal
+Services: TypeAlias = Mapping[str, Mapping[str, GoType | None]]
+
+
+class RpcServer:
+    """The answering side of one connection.
+
+    :param services: for each service its methods, and for each the type of its argument; `None` passes it over.
+    :param registry: names of the types inside interfaces, both ways.
+    :param limits: what the client may send.
+    """
+
+    def __init__(self, services: Services, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
+        self._services = services
+        self._encoder = Encoder(registry, limits=limits)
+        self._encoder.prepare(RESPONSE)
+        self._decoder = Decoder(registry, limits=limits)
+        self._request: _Request | None = None
+
+    def receive(self, data: bytes) -> Iterator[Received]:
+        """The calls that are complete with these bytes. Take them all before more is received.
+
+        :raises GobCorrupt: while they are taken, when the stream is broken after the calls before.
+        """
+        self._decoder.feed(data)
+        return self._calls()
+
+    def _calls(self) -> Iterator[Received]:
+        while self._receive_header():
+            assert self._request is not None
+            received = self._receive_body(self._request)
+            if received is None:
+                return
+            self._request = None
+            yield received
+
+    def _receive_header(self) -> bool:
+        if self._request is None:
+            request = self._decoder.next_value(REQUEST)
+            if request is NEED_DATA:
+                return False
+            self._request = request
+        return True
+
+    def _receive_body(self, request: _Request) -> Received | None:
+        full_name, seq = request
+        service, _, method = full_name.rpartition(".")
+        refusal = self._refusal(full_name, service, method)
+        argument_type = None if refusal else self._services[service][method]
+        if argument_type is None:
+            if not self._decoder.skip_value():
+                return None
+            return Refusal(seq, service, method, refusal) if refusal else Call(seq, service, method)
+        try:
+            argument = self._decoder.next_value(argument_type)
+        except GobMismatch as mismatch:
+            return Refusal(seq, service, method, str(mismatch))
+        return None if argument is NEED_DATA else Call(seq, service, method, argument)
+
+    def _refusal(self, full_name: str, service: str, method: str) -> str | None:
+        if "." not in full_name:
+            return f"rpc: service/method request ill-formed: {full_name}"
+        if service not in self._services:
+            return f"rpc: can't find service {full_name}"
+        if method not in self._services[service]:
+            return f"rpc: can't find method {full_name}"
+        return None
+
+    def reply(self, call: Call, value: Any, reply_type: GoType) -> bytes:
+        """What to send when the call succeeded.
+
+        :raises GobError: when the value cannot be sent; nothing of it was, so `error` may be sent in its place.
+        """
+        body = self._encoder.encode(value, reply_type)
+        return self._header(call, "") + body
+
+    def error(self, call: Received, text: str) -> bytes:
+        """What to send when the call failed. An empty text would mean success, so another stands in for it."""
+        return self._header(call, text or "error without a text") + self._encoder.encode(None, EMPTY)
+
+    def _header(self, call: Received, error: str) -> bytes:
+        name = f"{call.service}.{call.method}" if call.service else call.method
+        return self._encoder.encode(_Response(name, call.seq, error), RESPONSE)
