@@ -1,0 +1,91 @@
+"""A stream and the connection on it: who may touch which, and who writes when.
+
+Two locks, always taken in this order, and never held while waiting for anything but the peer's reading:
+
+- `_sending` is held by the one thread that writes. It takes the bytes that are due and sends them, so that bytes leave in
+  the order in which the connection made them.
+- `lock` guards the connection's state and that of its calls. It is held for microseconds.
+
+**A thread that reads never waits for the peer to read.** If it did, two of them, one at each end, could wait for each
+other for ever. What a reader owes (answers to PING and SETTINGS, window updates) it sends when that cannot block
+(`flush_without_waiting`), leaves to whoever is sending just now, or hands to a thread that may block.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from hybridload.goplugin.streams.base import Stream
+
+from .connection import Connection
+
+SMALL: Final = 1024
+"""Bytes that a stream which says that it is writable takes without blocking."""
+
+_CHUNK: Final = 65536
+_LARGEST_CHUNK: Final = 1 << 20
+
+
+class Link:
+    """One stream with its connection. Owns the stream."""
+
+    __slots__ = ("_chunk", "_sending", "connection", "lock", "stream")
+
+    def __init__(self, stream: Stream, connection: Connection) -> None:
+        self.stream = stream
+        self.connection = connection
+        self.lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._chunk = _CHUNK
+
+    def flush(self) -> None:
+        """Send all that is due. Blocks while the peer does not read.
+
+        :raises StreamError: the stream is broken or closed.
+        """
+        connection = self.connection
+        while True:
+            with self._sending:
+                with self.lock:
+                    due = connection.data_to_send()
+                if due:
+                    self.stream.send_all(due)
+            # What somebody added without waiting for us is ours to send too.
+            if not connection.has_data_to_send:
+                return
+
+    def flush_without_waiting(self) -> bool:
+        """Send what is due if that cannot block. False: somebody who may block has to call `flush`.
+
+        :raises StreamError: the stream is broken or closed.
+        """
+        connection = self.connection
+        while connection.has_data_to_send:
+            if not self._sending.acquire(blocking=False):
+                return True  # who is sending looks again before leaving
+            try:
+                if not self.stream.writable():
+                    return False
+                with self.lock:
+                    if connection.due_size > SMALL:
+                        return False
+                    due = connection.data_to_send()
+                if due:
+                    self.stream.send_all(due)
+            finally:
+                self._sending.release()
+        return True
+
+    def receive(self, timeout: float | None = None) -> bytes:
+        """What comes next; ``b""`` at the end of the stream. Larger pieces while the peer has much to say.
+
+        :raises TimeoutError: nothing came in time.
+        :raises StreamError: the stream is broken or closed.
+        """
+        data = self.stream.receive(self._chunk, timeout)
+        if len(data) == self._chunk:
+            self._chunk = min(self._chunk * 2, _LARGEST_CHUNK)
+        elif len(data) * 8 < self._chunk:
+            self._chunk = _CHUNK
+        return data

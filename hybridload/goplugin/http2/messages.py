@@ -1,0 +1,145 @@
+"""gRPC messages inside the body of a stream: a flag, four bytes of length, the message; maybe compressed.
+
+Pure. A message is joined once, from the pieces as they were received: what arrives in one piece is sliced out, and what
+arrives in many is never copied twice.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final
+
+from .status import Status, StatusCode
+
+PREFIX: Final = Struct(">BL")
+PREFIX_SIZE: Final = 5
+LARGEST_MESSAGE: Final = (1 << 32) - 1
+
+IDENTITY: Final = "identity"
+GZIP: Final = "gzip"
+ACCEPTED: Final = b"identity,gzip"
+"""What is said in ``grpc-accept-encoding``."""
+
+
+class MessageError(Exception):
+    """A message that cannot be read or sent.
+
+    :param status: what the call ends with.
+    """
+
+    def __init__(self, code: StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.status = Status(code, details)
+
+
+class MessageReader:
+    """Takes the pieces of one stream's body and gives its messages.
+
+    :param max_size: of one message, in bytes, before and after decompression; `None` for no limit.
+    """
+
+    __slots__ = ("_compressed", "_missing", "_parts", "_prefix", "encoding", "max_size")
+
+    def __init__(self, max_size: int | None) -> None:
+        self.max_size = max_size
+        self.encoding = IDENTITY
+        """The peer's ``grpc-encoding``."""
+        self._prefix = b""  # of a message whose length is not known yet
+        self._parts: list[bytes | memoryview] = []
+        self._missing = 0  # of a message whose length is known
+        self._compressed = 0
+
+    @property
+    def missing(self) -> int:
+        """How many bytes the message that has begun still needs, as far as that is known."""
+        return self._missing
+
+    @property
+    def inside(self) -> bool:
+        """Whether a message has begun and not ended: a stream must not end here."""
+        return bool(self._missing or self._prefix)
+
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
+        """The messages that these bytes complete.
+
+        :raises MessageError: too large, or not decompressed.
+        """
+        if not self._missing and not self._prefix and len(data) >= PREFIX_SIZE:
+            # By far the most frequent: one small message in one piece.
+            flag, size = PREFIX.unpack_from(data)
+            if len(data) == PREFIX_SIZE + size and not flag:
+                self._check_size(size)
+                return [bytes(data[PREFIX_SIZE:])]
+        return self._feed(data)
+
+    def _feed(self, data: bytes | memoryview) -> list[bytes]:
+        messages: list[bytes] = []
+        position = 0
+        end = len(data)
+        view = data if isinstance(data, memoryview) else memoryview(data)
+        while position < end:
+            if self._missing:
+                piece = view[position : position + self._missing]
+                self._parts.append(piece)
+                self._missing -= len(piece)
+                position += len(piece)
+            else:
+                taken = min(PREFIX_SIZE - len(self._prefix), end - position)
+                self._prefix += bytes(view[position : position + taken])
+                position += taken
+                if len(self._prefix) < PREFIX_SIZE:
+                    break
+                self._compressed, self._missing = PREFIX.unpack(self._prefix)
+                self._prefix = b""
+                self._check_size(self._missing)
+            if not self._missing:
+                parts, self._parts = self._parts, []
+                messages.append(self._finish(b"".join(parts)))
+        return messages
+
+    def _check_size(self, size: int) -> None:
+        if self.max_size is not None and size > self.max_size:
+            raise MessageError(
+                StatusCode.RESOURCE_EXHAUSTED, f"received a message of {size} bytes; at most {self.max_size} are allowed"
+            )
+
+    def _finish(self, message: bytes) -> bytes:
+        if not self._compressed:
+            return message
+        if self._compressed != 1 or self.encoding == IDENTITY:
+            raise MessageError(StatusCode.INTERNAL, "a compressed message, but no grpc-encoding was named")
+        if self.encoding != GZIP:
+            raise MessageError(StatusCode.UNIMPLEMENTED, f"grpc-encoding {self.encoding!r} is not supported")
+        return self._decompress(message)
+
+    def _decompress(self, message: bytes) -> bytes:
+        import zlib
+
+        reader = zlib.decompressobj(wbits=31)
+        try:
+            # One byte more than allowed is enough to know that it is too much.
+            plain = reader.decompress(message, 0 if self.max_size is None else self.max_size + 1)
+        except zlib.error as error:
+            raise MessageError(StatusCode.INTERNAL, f"a gzip message that cannot be read: {error}") from error
+        self._check_size(len(plain))
+        if not reader.eof:
+            raise MessageError(StatusCode.INTERNAL, "a gzip message that is cut short")
+        return plain
+
+
+def compress(message: bytes) -> bytes:
+    """A message in gzip."""
+    import zlib
+
+    writer = zlib.compressobj(wbits=31)
+    return writer.compress(message) + writer.flush()
+
+
+def check_size(message: bytes, max_size: int | None) -> None:
+    """:raises MessageError: larger than may be sent."""
+    size = len(message)
+    if size > LARGEST_MESSAGE or (max_size is not None and size > max_size):
+        raise MessageError(
+            StatusCode.RESOURCE_EXHAUSTED,
+            f"a message of {size} bytes is too large to send; at most {max_size or LARGEST_MESSAGE} are allowed",
+        )
