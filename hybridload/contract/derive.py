@@ -7,7 +7,7 @@ Rules:
 - A client stream's first request message carries the other parameters, if there are any, and each one after that one
   item, in the field of the iterator parameter.
 - A dataclass is a message and an Enum an enum of the same name; when two share a name, the later ones get a number.
-- What protobuf cannot say in place gets a message with a single field: ``list[list[str]]`` is a repeated `ListOfString`.
+- What protobuf cannot say in place gets a message with a single field: ``list[list[str]]`` repeats a `ListOfString`.
 """
 
 from __future__ import annotations

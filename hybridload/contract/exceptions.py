@@ -146,7 +146,6 @@ def decode_exception(
         remote.__cause__ = rebuilding.cause(data, None)
         return remote
     rebuilt.__cause__ = rebuilding.cause(data, remote)
-    rebuilt.__suppress_context__ = True
     if stream and isinstance(rebuilt, (StopIteration, StopAsyncIteration)):
         error = RuntimeError(f"the stream raised {type(rebuilt).__name__}")
         error.__cause__ = rebuilt
@@ -362,7 +361,6 @@ class _Rebuilding:
             return end
         cause = self.rebuild(data.cause) or self.remote_error(data.cause)
         cause.__cause__ = self.cause(data.cause, end)
-        cause.__suppress_context__ = True
         return cause
 
     def rebuild(self, data: Any) -> Exception | None:
@@ -394,15 +392,15 @@ class _Rebuilding:
         elif issubclass(kind, OSError) and len(arguments) == len(_OSERROR):
             number, text, filename, filename2 = arguments
             arguments = [number, text, *((filename, None, filename2) if filename is not None else ())]
-        error: Exception = root.__new__(kind, *arguments)  # type: ignore[call-overload]
-        root.__init__(error, *arguments)  # type: ignore[misc]
+        error: Exception = root.__new__(kind, *arguments)
+        root.__init__(error, *arguments)
         if type(error) is not kind:
             raise TypeError(f"{kind} made a {type(error)}")
         return error
 
     def _class_named(self, type_name: str) -> type[Exception] | None:
         found = vars(builtins).get(type_name)
-        if _is_exception(found) and found.__name__ == type_name:
+        if _is_exception(found):
             return found  # type: ignore[no-any-return]
         for kind in self._contract.errors:
             if _type_name(kind) == type_name:

@@ -483,48 +483,52 @@ def _is_message_class(cls: type) -> bool:
     return module is not None and issubclass(cls, module.Message)
 
 
-def misfit(shape: Shape, value: object, where: str) -> str | None:
+def misfit(shape: Shape, value: Any, where: str) -> str | None:
     """Whether a value can travel as a shape, without encoding it. Used for the defaults of parameters.
 
-    :param where: how to call the value, e.g. ``"'count'"``.
+    :param where: how to call the value, e.g. ``"the default"``.
     :returns: what is wrong, or `None`.
     """
     match shape:
         case Maybe(item=item):
             return None if value is None else misfit(item, value, where)
         case Reference():
-            return f"{where} is an object to call back; a default can only be None, with `| None` in the hint"
-        case Repeated(item=item, accepts=accepts):
-            if not isinstance(value, accepts) or isinstance(value, (str, bytes)):
-                return _wrong(where, shape, value)
-            parts = ((item, part, f"{where}[{index}]") for index, part in enumerate(value))  # type: ignore[arg-type,var-annotated]
-        case Table(key=key, value=inner, accepts=accepts):
-            if not isinstance(value, accepts):
-                return _wrong(where, shape, value)
-            parts = (
-                pair for k, v in value.items() for pair in ((key, k, f"{where} key"), (inner, v, f"{where}[{k!r}]"))
-            )  # type: ignore[attr-defined]
-        case Record(python=python, fields=fields):
-            if not isinstance(value, python):
-                return _wrong(where, shape, value)
-            parts = ((item.shape, getattr(value, item.name), f"{where}.{item.name}") for item in fields)
+            return f"{where} is an object to call back; only None can be a default, with `| None` in the hint"
         case Plain(python=python):
             return _plain_misfit(python, value, where)
+        case Repeated(accepts=accepts) | Table(accepts=accepts):
+            fits = isinstance(value, accepts) and not isinstance(value, (str, bytes))
         case _:
-            return None if isinstance(value, shape.python) else _wrong(where, shape, value)
-    return next((found for part in parts if (found := misfit(*part))), None)
+            fits = isinstance(value, shape.python)
+    if not fits:
+        return _wrong(where, shape, value)
+    return next((found for part in _parts(shape, value, where) if (found := misfit(*part))), None)
 
 
-def _plain_misfit(python: type, value: object, where: str) -> str | None:
-    accepted: tuple[type, ...] = (int, float) if python is float else (python,)
+def _parts(shape: Shape, value: Any, where: str) -> Iterator[tuple[Shape, Any, str]]:
+    match shape:
+        case Repeated(item=item):
+            yield from ((item, part, f"{where}[{index}]") for index, part in enumerate(value))
+        case Table(key=key, value=inner):
+            for own_key, part in value.items():
+                yield key, own_key, f"{where} key"
+                yield inner, part, f"{where}[{own_key!r}]"
+        case Record(fields=fields):
+            yield from ((item.shape, getattr(value, item.name), f"{where}.{item.name}") for item in fields)
+
+
+def _plain_misfit(python: type, value: Any, where: str) -> str | None:
+    accepted: Any = (int, float) if python is float else python
     if not isinstance(value, accepted):
         return _wrong(where, Plain(python), value)
-    if python is int and not INT64_MIN <= value <= INT64_MAX:  # type: ignore[operator]
+    if python is int and not INT64_MIN <= value <= INT64_MAX:
         return f"{where} does not fit into 64 bits"
-    if python is datetime.datetime and value.utcoffset() is None:  # type: ignore[attr-defined]
+    if python is datetime.datetime and value.utcoffset() is None:
         return f"{where} is a datetime without a time zone"
     return None
 
 
-def _wrong(where: str, shape: Shape, value: object) -> str:
-    return f"{where} is hinted {describe_shape(shape)}, not {describe(type(value))}"
+def _wrong(where: str, shape: Shape, value: Any) -> str:
+    if value is None:
+        return f"{where} is None; write `{describe_shape(shape)} | None`"
+    return f"{where} is {describe(type(value))}, not {describe_shape(shape)}"

@@ -63,7 +63,7 @@ def _parameter_problems(method: Method, signature: inspect.Signature) -> Iterato
 
 
 def _async_problems(method: Method, found: Callable[..., Any]) -> Iterator[str]:
-    call = found if inspect.isroutine(found) else getattr(type(found), "__call__", found)
+    call = found if inspect.isroutine(found) else type(found).__call__
     coroutine = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
     async_generator = inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(call)
     generator = inspect.isgeneratorfunction(found) or inspect.isgeneratorfunction(call)
@@ -75,11 +75,13 @@ def _async_problems(method: Method, found: Callable[..., Any]) -> Iterator[str]:
             yield f"{name}() must be awaited before it yields; use `yield` in it, so that it is an async generator"
         elif generator:
             yield f"{name}() is a generator, but the interface's is asynchronous; define it with `async def`"
-    elif method.is_async and (generator or async_generator or (not coroutine and inspect.isfunction(_plain(found)))):
+    elif method.is_async and (generator or async_generator or _is_plain_function(found)):
         yield f"{name}() is not asynchronous, but the interface's is; define it with `async def`"
     elif not method.kind.streams_result and generator:
         yield f"{name}() is a generator, but the interface's returns one value; return it instead"
 
 
-def _plain(found: Any) -> Any:
-    return inspect.unwrap(getattr(found, "__func__", found))
+def _is_plain_function(found: Any) -> bool:
+    """Whether a call certainly returns no awaitable; a decorator around a coroutine function may return one."""
+    function = inspect.unwrap(getattr(found, "__func__", found))
+    return inspect.isfunction(function) and not inspect.iscoroutinefunction(function)

@@ -13,7 +13,10 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-_SCALARS = {getattr(FieldDescriptorProto, name): name[5:].lower() for name in FieldDescriptorProto.Type.keys()}
+_SCALARS = {
+    getattr(FieldDescriptorProto, name): name[5:].lower()
+    for name in FieldDescriptorProto.Type.keys()  # noqa: SIM118 - an enum wrapper is no dict
+}
 _LABELS = {FieldDescriptorProto.LABEL_REPEATED: "repeated ", FieldDescriptorProto.LABEL_REQUIRED: "required "}
 
 

@@ -157,7 +157,7 @@ class Contract(Generic[T]):
         self._lock = threading.Lock()
         self._service: Service | None = None
         local = isinstance(interface, type) and "<locals>" in interface.__qualname__
-        self._names: Mapping[str, Any] = reading.names_around(interface) if local else {}
+        self._names: Mapping[str, Any] = reading.names_around(self.interface) if local else {}
 
     def __repr__(self) -> str:
         return f"Contract({getattr(self.interface, '__qualname__', self.interface)})"

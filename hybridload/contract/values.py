@@ -1,12 +1,12 @@
 """Python values into protobuf messages and back, compiled once for each pair of a shape and a field.
 
 A *slot* is a field with both its directions, `put(message, value, objects)` and `take(message, objects)`; an *element*
-is one item of it. Everything that can be known beforehand is decided while compiling, so that a call only runs closures.
+is one item of it. Everything that can be known beforehand is decided while compiling, so a call only runs closures.
 
 Rules:
 
 - Compiling refuses, with `Misfit`, a shape that the field cannot carry; both sides are named.
-- Encoding refuses, with `Unfit`, a value that is not of its type: nothing is converted that a type checker would refuse.
+- Encoding refuses, with `Unfit`, a value that is not of its type: nothing is converted that type checkers would refuse.
 - int may stand for float, and bool for int, as in Python's type system.
 - Instants come back in UTC: a Timestamp has no zone. Nanoseconds beyond microseconds are cut off.
 - A list (or dict, or `T | None`) where protobuf allows only a single value travels in a message with a single field.
@@ -242,7 +242,7 @@ class Codecs:
     def _map(self, shape: Shape, field: FieldDescriptor) -> Slot:
         if not isinstance(shape, Table):
             raise _mismatch(shape, field)
-        entry = field.message_type.fields_by_name
+        entry = _entry(field)
         key = self.element(shape.key, entry["key"])
         value = self.element(shape.value, entry["value"])
         assert isinstance(key, Scalar)  # the hint language has no other keys
@@ -322,14 +322,21 @@ def listed(names: Any) -> str:
 
 def is_repeated(field: FieldDescriptor) -> bool:
     """Whether a field is repeated; maps are, too."""
-    known = getattr(field, "is_repeated", None)  # protobuf 6 has it and deprecates `label`
-    return bool(known) if known is not None else field.label == FieldDescriptor.LABEL_REPEATED
+    known = getattr(field, "is_repeated", None)
+    if known is None:  # before protobuf 6, which deprecates `label`
+        known = getattr(field, "label") == FieldDescriptor.LABEL_REPEATED  # noqa: B009
+    return bool(known)
 
 
 def is_map(field: FieldDescriptor) -> bool:
     """Whether a field is a map."""
     message = field.message_type
     return message is not None and is_repeated(field) and bool(message.GetOptions().map_entry)
+
+
+def _entry(field: FieldDescriptor) -> Any:
+    assert field.message_type is not None  # a map's entries are messages
+    return field.message_type.fields_by_name
 
 
 def exclusive(slots: list[tuple[str, Slot]]) -> tuple[tuple[str, ...], ...]:
@@ -362,7 +369,7 @@ def _mismatch(shape: Shape, field: FieldDescriptor) -> Misfit:
 
 def _field_type(field: FieldDescriptor) -> str:
     if is_map(field):
-        entry = field.message_type.fields_by_name
+        entry = _entry(field)
         return f"map<{_field_type(entry['key'])}, {_field_type(entry['value'])}>"
     label = "repeated " if is_repeated(field) else ""
     named = field.message_type or field.enum_type
@@ -439,10 +446,10 @@ def _short(value: int) -> str:
 
 def _enumeration(shape: Enumeration, field: FieldDescriptor) -> Scalar:
     python = shape.python
-    if field.enum_type is None and not (shape.by_number and field.type in _INTEGERS):
-        raise _mismatch(shape, field)
-    if shape.by_number:
+    if shape.by_number and field.type in _INTEGERS:
         return Scalar(_enum_packer(python, lambda member: int(member.value)), _by_value(python))
+    if field.enum_type is None:
+        raise _mismatch(shape, field)
     numbers = _numbers_by_name(python, field.enum_type)
     members = {number: member for member, number in numbers.items()}
 
@@ -685,7 +692,8 @@ def _container_check(shape: Repeated) -> Callable[[Any], None]:
 
 
 def _map_scalar(name: str, shape: Table, key: Scalar, element: Scalar) -> tuple[Put, Take]:
-    pack, unpack, pack_key, accepts = element.pack, element.unpack, key.pack, shape.accepts
+    pack, unpack, pack_key = element.pack, element.unpack, key.pack
+    accepts: Any = shape.accepts
 
     def put(message: Any, value: Any, objects: Objects | None) -> None:
         if not isinstance(value, accepts):
@@ -705,7 +713,8 @@ def _map_scalar(name: str, shape: Table, key: Scalar, element: Scalar) -> tuple[
 
 
 def _map_body(name: str, shape: Table, key: Scalar, element: Body) -> tuple[Put, Take]:
-    fill, read, pack_key, accepts = element.fill, element.read, key.pack, shape.accepts
+    fill, read, pack_key = element.fill, element.read, key.pack
+    accepts: Any = shape.accepts
 
     def put(message: Any, value: Any, objects: Objects | None) -> None:
         if not isinstance(value, accepts):

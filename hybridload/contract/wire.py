@@ -4,8 +4,8 @@ The engines below move bytes only. Everything here is compiled from a service in
 were derived from hints or given, by one set of rules:
 
 - Request fields are the parameters, by name. Fields that the interface does not name keep their default.
-- The result's hint decides how a response is read: nothing for `None`; a message class as it is; a dataclass by the names
-  of its fields, when the response has them all; otherwise the one field that fits.
+- The result's hint decides how a response is read: nothing for `None`; a message class as it is; a dataclass by the
+  names of its fields, when the response has them all; otherwise the one field that fits.
 - A client stream's items are read from request messages in the same way, but a field with the iterator's name comes
   first. When there are other parameters, the first message carries them and no item.
 - Defaults are the interface's and are filled in by the caller.
@@ -53,8 +53,8 @@ class WireMethod:
     :param encode_arguments: ``(args, kwargs, objects) -> bytes`` for one request message. Raises `TypeError` as Python
         does for arguments that the signature refuses, and `TypeError`, `ValueError` or `OverflowError` naming the
         argument that cannot be sent.
-    :param encode_argument_stream: ``(args, kwargs, objects) -> Iterator[bytes]`` for a client stream; what is wrong with
-        the arguments beside the stream is raised at once, what is wrong with an item when its turn comes.
+    :param encode_argument_stream: ``(args, kwargs, objects) -> Iterator[bytes]`` for a client stream; what is wrong
+        with the arguments beside the stream is raised at once, what is wrong with an item when its turn comes.
     :param encode_argument_stream_async: the same for an async iterator of items.
     :param decode_arguments: ``(data, objects) -> (args, kwargs)`` to call an implementation with.
     :param decode_argument_stream: ``(chunks, objects) -> (args, kwargs)``; reads the first chunk when there are other
@@ -186,7 +186,7 @@ class _Compilation:
                 f"parameter {name!r} has no field in the request {message.full_name}, "
                 f"which has {listed(field.name for field in message.fields)}"
             )
-        return self._for("parameter", name, lambda: self.codecs.slot(shape, descriptor))
+        return self._for("parameter", name, lambda: self.codecs.slot(shape, descriptor))  # type: ignore[no-any-return]
 
     def _for(self, what: str, name: str, compile_it: Callable[[], Any]) -> Any:
         try:
