@@ -24,8 +24,10 @@ from hybridload.external import absolute_program, is_bare_name
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*[^\0\s][^\0]*\Z")]
 VariableName = Annotated[str, msgspec.Meta(pattern=r"\A[^\0=]+\Z")]
-Reference = Annotated[str, msgspec.Meta(pattern=r"\A[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*\Z")]
-EntryPointName = Annotated[str, msgspec.Meta(pattern=r"\A[^\0:\s=\[]([^\0:=]*[^\0:\s=])?\Z")]
+_DOTTED = r"[^\W\d]\w*(\.[^\W\d]\w*)*"
+_REFERENCE = rf"{_DOTTED}:{_DOTTED}"
+Reference = Annotated[str, msgspec.Meta(pattern=rf"\A{_REFERENCE}\Z")]
+EntryPoint = Annotated[str, msgspec.Meta(pattern=rf"\A({_REFERENCE}|[^\0:\s=\[]([^\0:=]*[^\0:\s=])?)\Z")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{64}\Z")]
 Pattern = Annotated[str, msgspec.Meta(pattern=r"\A[^\0/\\*?\[\]]*\*[^\0/\\*?\[\]]*\Z")]
 # A year: far above what anybody waits, far below what a timer can hold.
@@ -40,24 +42,26 @@ def _list_of(kind: Any, at_least: int = 1) -> Any:
 class Key:
     """What one key may hold.
 
-    :param kind: what msgspec converts the value to.
+    :param kind: what msgspec converts the value to. No unions: msgspec 0.22 mixes up the constraints of their members
+        and crashes.
     :param expected: what an error says that it should have been.
     :param made: makes the setting of the converted value, given the folder of the file; raises `ValueError` with a
         sentence when the value is wrong in a way that the type cannot say.
     :param secret: its values are not shown in errors.
+    :param one_or_list: a lone value stands for a list of one.
     """
 
     kind: Any
     expected: str
     made: Callable[[Any, Path], Any] = lambda value, folder: value
     secret: bool = False
+    one_or_list: bool = False
 
 
-def _words(value: str | list[str], folder: Path) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else value
-    if not words[0].strip():
-        raise ValueError("the program's name is empty.")
-    return (absolute_program(words[0], folder), *words[1:])
+def _words(value: list[str], folder: Path) -> tuple[str, ...]:
+    if not value[0].strip():
+        raise ValueError("the program's name is empty; expected a path or a name to look up on PATH.")
+    return (absolute_program(value[0], folder), *value[1:])
 
 
 def _distinct(value: list[str], folder: Path) -> tuple[str, ...]:
@@ -71,9 +75,8 @@ def _folder(value: str, folder: Path) -> Path:
     return Path(absolute_program(f"./{value}" if is_bare_name(value) else value, folder))
 
 
-def _folders(value: str | list[str], folder: Path) -> tuple[Path, ...]:
-    names = [value] if isinstance(value, str) else value
-    return tuple(dict.fromkeys(_folder(name, folder) for name in names))
+def _folders(value: list[str], folder: Path) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(_folder(name, folder) for name in value))
 
 
 def _options(value: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -98,7 +101,7 @@ HOST: dict[str, Key] = {
     "plugins": Key(Reference, 'where the plugin set is, as "module:NAME"'),
     "handshake": Key(Reference, 'where the handshake config is, as "module:NAME"'),
     "group": Key(Name, "the name of an entry-point group"),
-    "path": Key(Name | _list_of(Name), "a list of folders", _folders),
+    "path": Key(_list_of(Name), "a list of folders", _folders, one_or_list=True),
     "pattern": Key(Pattern, 'a file name with exactly one *, as "greeter-*"'),
 }
 
@@ -119,9 +122,9 @@ DEFAULTS: dict[str, Key] = {
 
 PLUGIN: dict[str, Key] = {
     **DEFAULTS,
-    "command": Key(Name | _list_of(Text), "a program, or a list of a program and its arguments", _words),
+    "command": Key(_list_of(Text), "a program, or a list of a program and its arguments", _words, one_or_list=True),
     "sha256": Key(Sha256, "64 hexadecimal digits, as `sha256sum FILE` prints them", lambda value, _: value.lower()),
-    "entry_point": Key(EntryPointName | Reference, 'the name of an entry point, or "module:attribute"'),
+    "entry_point": Key(EntryPoint, 'the name of an entry point, or "module:attribute"'),
     "options": Key(dict[Text, Any], "a table of keyword arguments", _options, secret=True),
 }
 
@@ -158,10 +161,13 @@ def unknown_key(name: str, known: Mapping[str, object], where: str) -> ConfigErr
     return ConfigError(f"{where}: {dotted(name)} is not a key of this table.{hint}")
 
 
-def _read_value(value: object, name: str, key: Key, where: str, folder: Path) -> Any:
+def _read_value(value: Any, name: str, key: Key, where: str, folder: Path) -> Any:
     where = f"{where}.{name}"
+    lone = key.one_or_list and not isinstance(value, list)
+    if lone:
+        value = [value]
     if not _fits(value, key.kind):
-        inside, found = _fault(value, key.kind)
+        inside, found = ("", value[0]) if lone else _fault(value, key.kind)
         shown = _kind_of(found) if key.secret else _found(found)
         raise ConfigError(f"{where}{inside}: expected {key.expected}, found {shown}.")
     try:
