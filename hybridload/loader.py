@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from hybridload.config import Chain, Settings, load_settings, read_chain
+from hybridload.config import Chain, Settings, isolation_chain, load_settings
 from hybridload.contract import Contract
 from hybridload.drain import Gate, gated
 from hybridload.errors import (
@@ -128,7 +128,7 @@ class Loader:
 
     def names(self) -> list[str]:
         """Every name that can be loaded, sorted. Nothing is imported or started."""
-        return self._sources.names()
+        return [name for name in self._sources.names() if self._settings.for_plugin(name).enabled]
 
     @overload
     def load(self, name: str, interface: Callable[..., T], *, isolation: str | Sequence[str] | None = None) -> T: ...
@@ -157,7 +157,7 @@ class Loader:
         :raises ConfigError, ContractError: the settings, or the object that was found, are wrong.
         :raises PluginClosed: the loader is closed.
         """
-        chain = None if isolation is None else read_chain(isolation, f"Plugin {name!r}, isolation")
+        chain = None if isolation is None else isolation_chain(isolation, f"Plugin {name!r}, isolation")
         plugin = self._plugin(name)
         kind = self._kind(plugin.resolution, interface)
         return plugin.load(kind, chain)
@@ -171,7 +171,7 @@ class Loader:
         :param isolation: one isolation or a fallback chain.
         :raises PluginError: as `load`; also when the name is not loaded yet.
         """
-        chain = read_chain(isolation, f"Plugin {name!r}, isolation")
+        chain = isolation_chain(isolation, f"Plugin {name!r}, isolation")
         with self._lock:
             plugin = self._loaded.get(name)
         if plugin is None or not plugin.kinds():
@@ -193,7 +193,7 @@ class Loader:
             name, chain=resolution.chain, origin=resolution.origin, last_error=None if error is None else str(error)
         )
 
-    def extension_manager(self) -> ExtensionManager:
+    def extension_manager(self) -> ExtensionManager[Any]:
         """The loaded plugins as a stevedore `ExtensionManager`, whatever their isolation, for code written for it."""
         from stevedore.extension import ExtensionManager
 
@@ -321,7 +321,7 @@ class _Plugin:
                 self._move(chain or self._chain, kind)
                 self._restarts += 1
             elif self._place is None or (chain is not None and chain != self._chain):
-                self._move(chain or self._chain, kind)
+                self._move(chain or self.resolution.decide(), kind)
             if kind not in self._handles:
                 self._handles[kind] = self._new_handle(kind)
             return self._handles[kind]
@@ -329,7 +329,8 @@ class _Plugin:
     def switch(self, chain: Chain) -> None:
         with self._lock:
             self._refuse_closed()
-            self._move(chain, next(iter(self._handles)))
+            if chain != self._chain or self._place is None or self._place.running.gone() is not None:
+                self._move(chain, next(iter(self._handles)))
 
     def status(self) -> PluginStatus:
         place, error = self._place, self._last_error
@@ -386,7 +387,7 @@ class _Plugin:
         attempts: list[Attempt] = []
         request = self._loader._request(self.resolution, kind)
         for isolation in chain:
-            if not self.resolution.serves(isolation):
+            if not self.resolution.serves(isolation, chain):
                 continue
             try:
                 running = driver(isolation).open(request)
@@ -415,9 +416,9 @@ class _Plugin:
                 )
             return _Place(isolation, running, tuple(attempts))
         self._attempts = tuple(attempts)
-        error = NoUsableIsolation(self._nothing_left(chain, attempts), plugin=self._name, attempts=attempts)
-        self._last_error = error
-        raise error from (attempts[-1].error if attempts else None)
+        refusal = NoUsableIsolation(self._nothing_left(chain, attempts), plugin=self._name, attempts=attempts)
+        self._last_error = refusal
+        raise refusal from (attempts[-1].error if attempts else None)
 
     def _nothing_left(self, chain: Chain, attempts: Sequence[Attempt]) -> str:
         if not attempts:

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hybridload.cli.values import read_arguments, to_json
-from hybridload.config import load_settings, read_chain
-from hybridload.errors import ConfigError, ContractError, PluginError, PluginNotFound
+from hybridload.config import isolation_chain, load_settings
+from hybridload.errors import ConfigError, ContractError, PluginNotFound
 from hybridload.loader import Loader
 from hybridload.references import resolve_reference
 from hybridload.sources import Sources
@@ -38,7 +38,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="plugins.toml, or a pyproject.toml with [tool.hybridload]. Default: ./plugins.toml, then ./pyproject.toml.",
+        help="plugins.toml, or a pyproject.toml with [tool.hybridload]. Default: the one in this folder.",
     ),
 ]
 GroupOption = Annotated[str | None, typer.Option("--group", "-g", help="Entry point group of installed plugins.")]
@@ -140,24 +140,52 @@ def list_plugins(
     path = config or _default_config()
     settings = load_settings(path, environ=os.environ)
     sources = Sources(settings, group=group)
-    rows = [sources.describe(name) for name in sources.names(disabled=True)]
+    rows = [_row(sources, name) for name in sources.names()]
+    problems = sources.problems()
     if json:
-        sys.stdout.write(to_json({"plugins": rows, "warnings": sources.warnings()}) + "\n")
+        sys.stdout.write(to_json({"plugins": rows, "problems": problems}) + "\n")
         return
-    console = Console()
+    # A pipe has no width: what reads it wants each row whole.
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
     if not rows:
-        where = sources.searched()
-        console.print(f"No plugins. Searched: {where}.", markup=False)
+        console.print("No plugins. Give --group, a --config with plugins, or run this where a plugins.toml is.")
     else:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("NAME", "ISOLATION", "FROM", "NOTES"):
             table.add_column(column, overflow="fold")
         for row in rows:
-            notes = [*row.notes]
-            table.add_row(Text(row.name), Text(" > ".join(row.chain) or "-"), Text(row.origin), Text("\n".join(notes)))
+            table.add_row(
+                *(Text(text) for text in (row.name, " > ".join(row.isolation), row.origin, "\n".join(row.notes)))
+            )
         console.print(table)
-    for warning in sources.warnings():
-        sys.stderr.write(f"hybridload: warning: {warning}\n")
+    for problem in problems:
+        sys.stderr.write(f"hybridload: {problem}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One plugin of `list`."""
+
+    name: str
+    isolation: tuple[str, ...]
+    origin: str
+    enabled: bool
+    notes: tuple[str, ...]
+
+
+def _row(sources: Sources, name: str) -> _Row:
+    found = sources.describe(name)
+    notes = [*found.conflicts]
+    if not found.settings.enabled:
+        notes.append("disabled")
+    if found.settings.isolation_from is not None:
+        notes.append(f"isolation by {found.settings.isolation_from}")
+    if found.python is None and found.program is None:
+        notes.append("nothing to load: give it a command, or install the package with its entry point")
+    error = sources.error(name)
+    if error is not None:
+        notes.append(str(error))
+    return _Row(name, found.chain if found.origin else (), found.origin, found.settings.enabled, tuple(notes))
 
 
 @app.command("call")
@@ -179,7 +207,9 @@ def call_plugin(
 ) -> None:
     """Load a plugin, call one of its methods, print what it returns, end it."""
     _begin(context, debug)
-    chain = None if isolation is None else read_chain([each.strip() for each in isolation.split(",")], "--isolation")
+    chain = (
+        None if isolation is None else isolation_chain([each.strip() for each in isolation.split(",")], "--isolation")
+    )
     with _open_loader(config, group, plugins, handshake) as loader:
         handle = loader.load(name, isolation=chain)
         args, kwargs = read_arguments(handle, method, arguments, plugin=name)

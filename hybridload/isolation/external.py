@@ -29,29 +29,27 @@ def open_client(
     """Start a plugin's process with the plugin's settings.
 
     :param logger: gets its log records; by default one named after the plugin.
-    :param env: added to the environment on top of the settings'.
+    :param env: added to the environment that the program has by its settings.
     """
     settings = request.resolution.settings
     inherit: bool | Sequence[str] = True if settings.env_allow is None else settings.env_allow
+    given: dict[str, Any] = {
+        "start_timeout": settings.start_timeout,
+        "auto_mtls": settings.auto_mtls,
+        "allowed_protocols": settings.protocols,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
     client = Client(
         external,
         plugins=request.plugins,
         handshake=request.handshake,
         name=request.name,
-        env={**settings.env, **(env or {})},
+        env=env,
         inherit_env=inherit,
         logger=logger,
         lifeline=request.lifeline,
         call_timeout=settings.call_timeout,
-        **{
-            key: value
-            for key, value in (
-                ("start_timeout", settings.start_timeout),
-                ("auto_mtls", settings.auto_mtls),
-                ("allowed_protocols", settings.protocols),
-            )
-            if value is not None
-        },
+        **given,
     )
     client.start()
     return ProcessPlugin(client)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
-from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed
+from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.contract_client import contract_methods
 from hybridload.goplugin.grpc.grpcio_channel import RpcError, open_channel
@@ -51,7 +51,8 @@ class GRPCConnection:
         call_timeout: float | None,
         connect_timeout: float,
     ) -> None:
-        self.rpc_error = RpcError
+        # grpcio raises ValueError on a channel that was closed.
+        self.rpc_error: tuple[type[Exception], ...] = (RpcError, ValueError)
         self._kinds = kinds
         self._name = name
         self._fate = fate
@@ -99,22 +100,28 @@ class GRPCConnection:
         """
         try:
             answer = self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
-        except RpcError as error:
-            failure = self.translate(error, timeout, None)
+        except self.rpc_error as error:
+            failure = self.translate(error, timeout)
         else:
             if answer.status == messages.SERVING:
                 return
-            failure = decode_exception(
-                Status("UNAVAILABLE", f"the plugin's health is {answer.status}, not SERVING", None), None, self._name
+            failure = RemoteError(
+                f"Plugin {self._name!r} answers, but its health is {answer.status}, not SERVING ({messages.SERVING}).",
+                plugin=self._name,
+                code="UNAVAILABLE",
             )
         raise failure
 
     def shutdown(self, timeout: float) -> None:
         """Ask the plugin to end. A plugin that drops the connection instead of answering has done as it was asked."""
-        ask = self.channel.unary_unary(messages.SHUTDOWN)
+        ask = self.channel.unary_unary(
+            messages.SHUTDOWN,
+            request_serializer=messages.Empty.SerializeToString,
+            response_deserializer=messages.Empty.FromString,
+        )
         try:
-            ask(messages.Empty().SerializeToString(), timeout=timeout)
-        except RpcError:
+            ask(messages.Empty(), timeout=timeout)
+        except self.rpc_error:
             pass
 
     def close(self) -> None:
@@ -127,8 +134,15 @@ class GRPCConnection:
         """Seconds that the next call may take."""
         return self._call_timeout
 
-    def translate(self, error: Any, timeout: float | None, contract: Contract[Any] | None) -> Exception:
-        """The exception that the caller of a plugin's method sees for one of the channel's."""
+    def translate(
+        self, error: Any, timeout: float | None, contract: Contract[Any] | None = None, stream: bool = False
+    ) -> Exception:
+        """The exception that the caller of a plugin's method sees for one of the channel's.
+
+        :param contract: says which exception classes are known; `None` when no contract's method was called.
+        """
+        if not isinstance(error, RpcError):
+            return self._fate(0) or error
         code, message = error.code().name, error.details() or ""
         details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS), None)
         if details is None:
@@ -138,7 +152,9 @@ class GRPCConnection:
                 return CallTimeout(
                     f"Plugin {self._name!r} did not answer within {timeout:g} s (call_timeout).", plugin=self._name
                 )
-        return decode_exception(Status(code, message, details), contract, self._name)
+        if contract is None:
+            return RemoteError(message, plugin=self._name, code=code)
+        return decode_exception(Status(code, message, details), contract, self._name, stream=stream)
 
     def _gone(self, code: str) -> Exception | None:
         """Why the plugin is gone, if it is: a broken connection comes a moment before the process's end is known."""
@@ -157,7 +173,7 @@ class GRPCConnection:
         try:
             self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=_SETTLE)
         except RpcError as error:
-            code: str = error.code().name  # type: ignore[attr-defined]
+            code: str = error.code().name
             return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
         return True
 
@@ -166,7 +182,7 @@ class GRPCConnection:
         try:
             self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
         except RpcError as error:
-            code: str = error.code().name  # type: ignore[attr-defined]
+            code: str = error.code().name
             if code in ("UNIMPLEMENTED", "NOT_FOUND"):
                 return  # It has no health service, but it answers gRPC.
             gone = self._fate(min(_SETTLE, max(0.0, deadline - time.monotonic())))
@@ -174,7 +190,7 @@ class GRPCConnection:
                 raise gone from None
             raise HandshakeError(
                 f"Plugin {self._name!r} says that it listens on {line.network} {line.address}, but no gRPC server "
-                f"answers there: {error.details()}.",  # type: ignore[attr-defined]
+                f"answers there: {error.details()}.",
                 plugin=self._name,
             ) from error
 
@@ -188,5 +204,5 @@ class _ContractCalls:
         self._connection = connection
         self._contract = contract
 
-    def translate(self, error: Any, timeout: float | None) -> Exception:
-        return self._connection.translate(error, timeout, self._contract)
+    def translate(self, error: Any, timeout: float | None, *, stream: bool = False) -> Exception:
+        return self._connection.translate(error, timeout, self._contract, stream)

@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hybridload.contract import Kind
 
 if TYPE_CHECKING:
-    from hybridload.contract import Method, Objects, Service, WireMethod
+    from hybridload.contract import Method, Objects, Service
+    from hybridload.contract.wire import WireMethod
 
 
 class CallContext(Protocol):
     """What a stub must know of the plugin that it calls."""
 
-    rpc_error: type[Exception]
+    rpc_error: tuple[type[Exception], ...]
+    """What the channel raises."""
 
     def timeout(self) -> float | None:
         """Seconds that the next call may take; `None` for no limit."""
 
-    def translate(self, error: Any, timeout: float | None) -> Exception:
-        """The exception that the caller sees for one that the channel raised."""
+    def translate(self, error: Any, timeout: float | None, *, stream: bool = False) -> Exception:
+        """The exception that the caller sees for one that the channel raised.
+
+        :param stream: whether it ends a stream of results.
+        """
 
 
 def contract_methods(
@@ -156,6 +161,7 @@ class RemoteStream:
         self._timeout = timeout
         self._requests = requests
         self._done = False
+        self._when_done: list[Callable[[], None]] = []
 
     def __iter__(self) -> RemoteStream:
         return self
@@ -166,26 +172,42 @@ class RemoteStream:
         try:
             chunk = next(self._call)
         except StopIteration:
-            self._done = True
+            self._finish()
             raise
         except self._context.rpc_error as error:
-            if self._done:
+            if not self._finish():
                 raise StopIteration from None  # closed by another thread
-            self._done = True
             own = self._requests.error if self._requests is not None else None
-            failure = own or self._context.translate(error, self._timeout)
+            failure = own or self._context.translate(error, self._timeout, stream=True)
         else:
             return self._wire.decode_result(chunk, self._objects)
         raise failure
 
     def close(self) -> None:
         """Cancel what is still to come. Safe to call twice."""
-        if not self._done:
-            self._done = True
+        if self._finish():
             self._call.cancel()
+
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once, when the stream has ended or was closed."""
+        self._when_done.append(callback)
+        if self._done:
+            self._call_back()
 
     def __del__(self) -> None:
         self.close()
+
+    def _finish(self) -> bool:
+        """Note the stream's end; false when it was known."""
+        if self._done:
+            return False
+        self._done = True
+        self._call_back()
+        return True
+
+    def _call_back(self) -> None:
+        while self._when_done:
+            self._when_done.pop()()
 
 
 class AsyncRemoteStream:
@@ -211,6 +233,10 @@ class AsyncRemoteStream:
         """Cancel what is still to come. Safe to call twice."""
         self._stream.close()
 
+    def add_done_callback(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once, when the stream has ended or was closed."""
+        self._stream.add_done_callback(callback)
+
 
 _END = object()
 
@@ -233,6 +259,11 @@ def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallCo
     return call
 
 
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 async def _outcome(call: Any) -> bytes:
     """Wait for a call on the running event loop, without a thread of its own."""
     loop = asyncio.get_running_loop()
@@ -240,7 +271,7 @@ async def _outcome(call: Any) -> bytes:
 
     def wake(_: Any) -> None:
         try:
-            loop.call_soon_threadsafe(lambda: waiter.done() or waiter.set_result(None))
+            loop.call_soon_threadsafe(_settle, waiter)
         except RuntimeError:
             pass  # The loop was closed while the call was on its way: nobody waits any more.
 

@@ -9,7 +9,7 @@ import grpc
 
 from hybridload.goplugin.line import Network
 
-RpcError: type[Exception] = grpc.RpcError
+RpcError: Any = grpc.RpcError
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     # As in Go's host: no limit of our own (grpcio's default is 4 MiB).
