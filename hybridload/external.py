@@ -92,8 +92,8 @@ class External:
         values = {
             "command": command,
             "sha256": None if sha256 is None else read_sha256(sha256),
-            "env": _read_env(env or {}),
-            "cwd": None if cwd is None else Path(cwd),
+            "env": {} if env is None else _read_env(env),
+            "cwd": None if cwd is None else _read_cwd(cwd),
             "package": package,
         }
         for name, value in values.items():
@@ -168,7 +168,16 @@ def _read_command(command: object) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _read_env(env: Mapping[str, str]) -> dict[str, str]:
+def _read_cwd(cwd: object) -> Path:
+    text = os.fspath(cwd) if isinstance(cwd, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"External cwd {cwd!r}: give the path of a folder.")
+    return Path(text)
+
+
+def _read_env(env: object) -> dict[str, str]:
+    if not isinstance(env, Mapping):
+        raise ConfigError(f"External env {env!r}: give a mapping of names to values.")
     for name, value in env.items():
         if not isinstance(name, str) or not name or set(name) & {"=", "\0"}:
             raise ConfigError(f"External env: {name!r} is not the name of an environment variable.")
@@ -218,7 +227,7 @@ def _resource_file(package: str, path: str, plugin: str | None) -> Iterator[Path
 def _runnable(path: Path, plugin: str | None) -> str:
     # `which` also knows what makes a file a program where permission bits do not.
     found = shutil.which(path)
-    if found is not None:
+    if found is not None and os.path.isfile(found):
         return os.path.abspath(found)
     raise _why_not_runnable(path, plugin)
 

@@ -166,6 +166,7 @@ VALUES = (
     "0",
     "1.5",
     "nan",
+    "1" + "0" * 400,
     "inf",
     "true",
     '""',
@@ -336,6 +337,9 @@ class TestAFileThatCannotBeRead:
         message = fault(write(text))
         assert message.startswith(f"{tmp_path}/plugins.toml is not valid TOML: ")
         assert f"at line {line}, " in message
+
+    def test_because_it_has_a_number_without_end(self, write: Write) -> None:
+        assert "is not valid TOML" in fault(write(f"x = {'9' * 10_000}"))
 
     def test_because_it_is_nested_beyond_reason(self, write: Write) -> None:
         assert "nested too deeply" in fault(write("x = " + "[" * 100_000))

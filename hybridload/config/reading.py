@@ -61,7 +61,7 @@ def _read(path: Path) -> str:
 def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # A TOMLDecodeError, or the one of `int` for a number of thousands of digits.
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is not usable: its values are nested too deeply.") from error
