@@ -5,9 +5,9 @@ the reply's value, or any value (Go sends an empty struct) when the response has
 in any order and are matched by the sequence number, which the client counts from 0. A header and its body always come
 in pairs, so a body that nobody wants, or that does not fit, is passed over and the connection goes on.
 
-A connection ends for good with `GobCorrupt`. Neither class holds a lock, and the two directions share nothing that needs
-one: calls of `RpcClient.call`, or of `RpcServer.reply` and `error`, must be one after the other and their bytes must go
-out in that order; calls of `receive` must be one after the other in the order of the bytes.
+A connection ends for good with `GobCorrupt`. Neither class holds a lock, and the two directions share nothing that
+needs one: calls of `RpcClient.call`, or of `RpcServer.reply` and `error`, must be one after the other and their bytes
+must go out in that order; calls of `receive` must be one after the other in the order of the bytes.
 
 The texts of the server's own errors are those of Go's net/rpc, because callers compare them.
 """
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from hybridload.goplugin.netrpc.gob import (
+    ANYTHING,
     NEED_DATA,
     Decoder,
     Encoder,
     Field,
     GobMismatch,
     GoType,
-    Interface,
     Limits,
     Registry,
     String,
@@ -92,7 +92,7 @@ class RpcClient:
         return tuple(self._expected)
 
     def call(
-        self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None = Interface()
+        self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None = ANYTHING
     ) -> tuple[int, bytes]:
         """A call's number and what to send.
 

@@ -12,12 +12,14 @@ from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobError, GobMisma
 from hybridload.goplugin.netrpc.gob.hints import from_hint
 from hybridload.goplugin.netrpc.gob.names import Registry
 from hybridload.goplugin.netrpc.gob.types import (
+    ANYTHING,
     ZERO_TIME,
     Adapted,
     Array,
     Bool,
     Bytes,
     Complex,
+    Deferred,
     Encoded,
     Field,
     Float,
@@ -39,6 +41,7 @@ from hybridload.goplugin.netrpc.gob.types import (
 from hybridload.goplugin.netrpc.gob.wire import Limits
 
 __all__ = [
+    "ANYTHING",
     "NEED_DATA",
     "ZERO_TIME",
     "Adapted",
@@ -47,6 +50,7 @@ __all__ = [
     "Bytes",
     "Complex",
     "Decoder",
+    "Deferred",
     "Encoded",
     "Encoder",
     "Field",

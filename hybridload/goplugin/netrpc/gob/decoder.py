@@ -20,9 +20,9 @@ from hybridload.goplugin.netrpc.gob import wire
 from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobMismatch, Misfit
 from hybridload.goplugin.netrpc.gob.frames import Frames
 from hybridload.goplugin.netrpc.gob.names import Registry
-from hybridload.goplugin.netrpc.gob.readers import ANYTHING, Readers
+from hybridload.goplugin.netrpc.gob.readers import Readers
 from hybridload.goplugin.netrpc.gob.scan import Scan
-from hybridload.goplugin.netrpc.gob.types import GoType
+from hybridload.goplugin.netrpc.gob.types import ANYTHING, GoType
 from hybridload.goplugin.netrpc.gob.wire import (
     FIRST_USER_ID,
     FIXED_TYPES,
@@ -116,7 +116,10 @@ class Decoder:
             if not self._prepare():
                 return False
             self._begin_scan(skipping=True)
-            return self._continue_scan()
+            if self._continue_scan():
+                return True
+            self._skipping = False  # It is still the value at hand, and the next call may want it after all.
+            return False
         except (GobCorrupt, IndexError, RecursionError) as error:
             raise self._broken(error) from None
 

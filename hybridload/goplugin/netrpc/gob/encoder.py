@@ -20,6 +20,7 @@ from hybridload.goplugin.netrpc.gob.types import (
     Bool,
     Bytes,
     Complex,
+    Deferred,
     Encoded,
     Float,
     GoType,
@@ -200,7 +201,7 @@ class Encoder:
 
 def _bare(go_type: GoType) -> GoType:
     """The type without what is not on the wire."""
-    while isinstance(go_type, Pointer | Adapted):
+    while isinstance(go_type, Pointer | Adapted | Deferred):
         go_type = go_type.target if isinstance(go_type, Pointer) else go_type.type
     return go_type
 

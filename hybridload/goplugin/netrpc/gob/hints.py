@@ -31,6 +31,7 @@ from hybridload.goplugin.netrpc.gob.types import (
     Bool,
     Bytes,
     Complex,
+    Deferred,
     Field,
     Float,
     GoType,
@@ -76,7 +77,7 @@ class Hints:
     """Turns hints into descriptions and remembers those of classes, so that each dataclass has one `Struct`."""
 
     def __init__(self) -> None:
-        self._known: dict[type, GoType] = {}
+        self._known: dict[Any, GoType] = {}
 
     def go_type(self, hint: Any) -> GoType:
         """:raises GobError: for a hint that has no Go type. A dataclass's fields are looked at when first needed."""
@@ -87,6 +88,8 @@ class Hints:
             return next((extra for extra in extras if isinstance(extra, GoType)), None) or self.go_type(inner)
         if isinstance(hint, NewType):
             return self.go_type(hint.__supertype__)
+        if type(hint).__name__ == "TypeAliasType":  # `type Nest = list[Nest]`, from Python 3.12 on
+            return self._known.setdefault(hint, Deferred(hint.__name__, lambda: self.go_type(hint.__value__)))
         if (scalar := _scalar(hint)) is not None:
             return scalar
         if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, enum.Enum)):

@@ -22,6 +22,8 @@ def load_time(data: bytes) -> datetime.datetime | None:
     if len(data) < _LAYOUT.size or data[0] not in (1, 2) or len(data) != _LAYOUT.size + data[0] - 1:
         return None
     version, seconds, nanoseconds, minutes = _LAYOUT.unpack_from(data)
+    if not 0 <= nanoseconds < 10**9:
+        return None
     offset = minutes * 60 + (struct.unpack_from("b", data, _LAYOUT.size)[0] if version == 2 else 0)
     try:
         zone = datetime.UTC if minutes == _UTC else datetime.timezone(datetime.timedelta(seconds=offset))

@@ -19,12 +19,14 @@ from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobError, Misfit
 from hybridload.goplugin.netrpc.gob.moment import load_time
 from hybridload.goplugin.netrpc.gob.names import Registry, is_spelling
 from hybridload.goplugin.netrpc.gob.types import (
+    ANYTHING,
     ZERO_TIME,
     Adapted,
     Array,
     Bool,
     Bytes,
     Complex,
+    Deferred,
     Encoded,
     Float,
     GobData,
@@ -63,7 +65,6 @@ from hybridload.goplugin.netrpc.gob.wire import (
 Read: TypeAlias = Callable[[Cursor], Any]
 Maker: TypeAlias = Callable[[], Any]
 
-ANYTHING: Final = Interface()
 LONGEST_NAME: Final = 1024
 _MAX_FLOAT32: Final = float.fromhex("0x1.fffffep+127")
 
@@ -147,6 +148,8 @@ class _Compilation:
                 return self._interface(target, as_key, nil=True)
             case Pointer(target):
                 return self._reader(type_id, target, as_key)
+            case Deferred():
+                return self._reader(type_id, want.type, as_key)
             case Adapted(inner, load, _):
                 return _adapted(self._reader(type_id, inner, as_key), load, describe(inner))
             case Registered(_, inner) if type_id == wire.INTERFACE:
@@ -293,8 +296,8 @@ def _after_zero(read: Read) -> Read:
 
 def _refuse_strangers(received: WireType, want: GoType) -> None:
     """Go refuses a struct that shares no field with what is received, unless one of the two has none."""
-    while isinstance(want, Pointer):
-        want = want.target
+    while isinstance(want, Pointer | Deferred):
+        want = want.target if isinstance(want, Pointer) else want.type
     if isinstance(received, WireStruct) and isinstance(want, Struct) and received.fields and want.fields:
         theirs, ours = [name for name, _ in received.fields], [field.name for field in want.fields]
         if not set(theirs) & set(ours):
@@ -385,7 +388,8 @@ def _encoded_reader(received: WireEncoded, want: GoType) -> Read | None:
         case Time() if form == "gob":
             return read_time
         case Interface():
-            return read_either if (name, form) == ("Time", "gob") else read_data
+            # The name is missing when the process met the type as a pointer first, so it is the bytes that tell.
+            return read_either if form == "gob" and name in ("", "Time") else read_data
         case Encoded() if want.form == form:
             return read_data
     return None
@@ -600,6 +604,8 @@ def zero_maker(go_type: GoType, depth: int = 0) -> Maker:
             return lambda: _load(load, make(), describe(inner))
         case Struct():
             return _zero_struct(go_type, depth)
+        case Deferred():
+            return zero_maker(go_type.type, depth)
     return _nothing
 
 

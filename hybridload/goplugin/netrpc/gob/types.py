@@ -11,7 +11,7 @@ rules are gob's (https://pkg.go.dev/encoding/gob):
   both arrive as `None`.
 - Structs are matched by the names of their fields.
 
-Descriptions compare by value, but a `Struct` only equals itself, so that it can contain itself.
+Descriptions compare by value, but a `Struct` or `Deferred` only equals itself, so that it can contain itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from hybridload.goplugin.netrpc.gob.errors import GobError
 
 Form: TypeAlias = Literal["gob", "binary", "text"]
 
-ZERO_TIME = datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)
+ZERO_TIME: Final = datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)
 """Go's zero `time.Time`, which gob leaves out of structs."""
 
 
@@ -230,6 +230,27 @@ class Struct:
         return f"Struct({self.name!r})"
 
 
+class Deferred:
+    """A type that is looked at when first needed, for one that contains itself and is no struct: `type Nest []Nest`.
+
+    :param name: the type's name, for messages.
+    :param resolve: gives the type.
+    """
+
+    __slots__ = ("_resolve", "name")
+
+    def __init__(self, name: str, resolve: Callable[[], GoType]) -> None:
+        self.name = name
+        self._resolve = resolve
+
+    @property
+    def type(self) -> GoType:
+        return self._resolve()
+
+    def __repr__(self) -> str:
+        return f"Deferred({self.name!r})"
+
+
 GoType: TypeAlias = (
     Bool
     | Int
@@ -248,7 +269,12 @@ GoType: TypeAlias = (
     | Encoded
     | Adapted
     | Struct
+    | Deferred
 )
+
+
+ANYTHING: Final = Interface()
+"""As a receiver: whatever comes, as plain Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +300,7 @@ class GobValue:
 class GobData:
     """The bytes of a Go value that encodes itself and is no `time.Time`.
 
-    :param name: the Go type's bare name.
+    :param name: the Go type's bare name; Go may leave it out.
     :param data: what its method wrote.
     :param form: which method it was.
     """
@@ -326,3 +352,5 @@ def describe(go_type: GoType) -> str:
             return describe(inner)
         case Struct():
             return f"struct {go_type.name}".rstrip()
+        case Deferred():
+            return go_type.name

@@ -22,6 +22,7 @@ from hybridload.goplugin.netrpc.gob.types import (
     Bool,
     Bytes,
     Complex,
+    Deferred,
     Encoded,
     Field,
     Float,
@@ -115,6 +116,8 @@ class Writers:
                 return lambda out, value: write(out, _dumped(dump, inner, value))
             case Struct():
                 return self._struct(go_type)
+            case Deferred():
+                return self.writer(go_type.type)
         raise GobError(f"{go_type!r} describes no Go type: give one of the gob descriptions, e.g. String().")
 
     def _struct(self, go_type: Struct) -> Write:
@@ -143,6 +146,8 @@ def _empty(go_type: GoType) -> tuple[type, ...]:
             return (*_empty(target), _NONE)
         case Adapted(inner, _, _):
             return _empty(inner)
+        case Deferred():
+            return _empty(go_type.type)
         case Interface() | Registered() | Encoded():
             return (_NONE,)
         case Bool():
