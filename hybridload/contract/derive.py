@@ -102,8 +102,8 @@ class _Derivation:
                 name=method.wire_name,
                 input_type=self.package + requests[method],
                 output_type=self.package + responses[method],
-                client_streaming=method.kind.streams_arguments,
-                server_streaming=method.kind.streams_result,
+                client_streaming=method.kind.streams_arguments or None,  # as protoc leaves out what is false
+                server_streaming=method.kind.streams_result or None,
             )
 
     def _claim(self, wanted: str, *key: object) -> str:

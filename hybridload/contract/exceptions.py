@@ -393,7 +393,7 @@ class _Rebuilding:
             number, text, filename, filename2 = arguments
             arguments = [number, text, *((filename, None, filename2) if filename is not None else ())]
         error: Exception = root.__new__(kind, *arguments)
-        root.__init__(error, *arguments)
+        root.__init__(error, *arguments)  # type: ignore[misc]
         if type(error) is not kind:
             raise TypeError(f"{kind} made a {type(error)}")
         return error
@@ -401,7 +401,7 @@ class _Rebuilding:
     def _class_named(self, type_name: str) -> type[Exception] | None:
         found = vars(builtins).get(type_name)
         if _is_exception(found):
-            return found  # type: ignore[no-any-return]
+            return found
         for kind in self._contract.errors:
             if _type_name(kind) == type_name:
                 return kind

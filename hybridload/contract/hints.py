@@ -17,6 +17,7 @@ import dataclasses
 import datetime
 import enum
 import inspect
+import re
 import sys
 import types
 import typing
@@ -247,14 +248,18 @@ def pinned_number(extras: tuple[Any, ...]) -> int | None:
 
 
 def check_numbers(owner: str, numbered: list[tuple[str, int]]) -> None:
-    """Refuse two fields of one message under one number.
+    """Refuse two fields of one message under one number, or under names that protobuf takes for one.
 
     :param owner: whose fields they are, for the message.
     :param numbered: name and number of each.
     :raises Misfit: naming both.
     """
     seen: dict[int, str] = {}
+    in_json: dict[str, str] = {}
     for name, number in numbered:
+        other = in_json.setdefault(re.sub(r"_+(.)", lambda found: found[1].upper(), name), name)
+        if other != name:
+            raise Misfit(f"{owner}: {other!r} and {name!r} are one name in protobuf's JSON, so it has not both")
         if number in seen:
             raise Misfit(
                 f"{owner}: {seen[number]!r} and {name!r} both have field number {number}; "

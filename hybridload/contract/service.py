@@ -479,4 +479,5 @@ def _signature(function: Any, resolved: dict[str, Any]) -> inspect.Signature:
         declared.replace(annotation=hints.strip(resolved.get(declared.name))[0])
         for declared in reading.parameters_of(function)
     ]
-    return inspect.Signature(parameters, return_annotation=hints.strip(resolved.get("return"))[0])
+    result = hints.strip(resolved.get("return"))[0]
+    return inspect.Signature(parameters, return_annotation=None if result is type(None) else result)

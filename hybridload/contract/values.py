@@ -266,7 +266,7 @@ class Codecs:
 class _RecordCodec:
     """A dataclass and the message that it is; compiled after it is made, because either may contain itself."""
 
-    __slots__ = ("_checks", "_keywords", "_positional", "_puts", "_python")
+    __slots__ = ("_checks", "_names", "_positional", "_puts", "_python", "_takes")
 
     def __init__(self, python: type) -> None:
         self._python = python
@@ -284,10 +284,11 @@ class _RecordCodec:
                 slots.append(codecs.slot(item.shape, field))
             except Misfit as error:
                 raise Misfit(f"{describe(shape.python)}.{item.name}: {error}") from error
-        pairs = list(zip(shape.fields, slots, strict=True))
+        pairs = sorted(zip(shape.fields, slots, strict=True), key=lambda pair: pair[0].keyword_only)
+        self._names = tuple(item.name for item, _ in pairs)
         self._puts = tuple((item.name, slot.put) for item, slot in pairs)
-        self._positional = tuple(slot.take for item, slot in pairs if not item.keyword_only)
-        self._keywords = tuple((item.name, slot.take) for item, slot in pairs if item.keyword_only)
+        self._takes = tuple(slot.take for _, slot in pairs)
+        self._positional = sum(not item.keyword_only for item in shape.fields)
         self._checks = exclusive([(item.name, slot) for item, slot in pairs])
 
     def fill(self, message: Any, value: Any, objects: Objects | None) -> None:
@@ -303,10 +304,18 @@ class _RecordCodec:
             raise unfit.within(f".{name}" if name else "") from None
 
     def read(self, message: Any, objects: Objects | None) -> Any:
-        positional = [take(message, objects) for take in self._positional]
-        if not self._keywords:
-            return self._python(*positional)
-        return self._python(*positional, **{name: take(message, objects) for name, take in self._keywords})
+        values: list[Any] = []
+        try:
+            for take in self._takes:
+                values.append(take(message, objects))
+        except Unfit as unfit:
+            raise unfit.within(f".{self._names[len(values)]}") from None
+        positional = self._positional
+        if positional == len(values):
+            return self._python(*values)
+        return self._python(
+            *values[:positional], **dict(zip(self._names[positional:], values[positional:], strict=True))
+        )
 
 
 def field_named(message: Descriptor, name: str) -> FieldDescriptor | None:
