@@ -83,9 +83,12 @@ class Resolution:
 
     @property
     def conflicts(self) -> tuple[str, ...]:
-        """What is shadowed, and by what, in words."""
+        """What is not used, and in favour of what, in words."""
+        losers = [*self.shadowed]
+        if self.python is not None and self.program is not None and isinstance(self._known(), External):
+            losers.append(self.python)
         return tuple(
-            f"{loser.origin} is not used, because {self._winner(loser).origin} comes first" for loser in self.shadowed
+            f"{loser.origin} is not used, because {self._winner(loser).origin} comes first" for loser in losers
         )
 
     def serves(self, isolation: Isolation, chain: Chain | None = None) -> bool:
@@ -129,7 +132,7 @@ class Resolution:
         return self.python is not None and self.python.entry_point is None
 
     def _winner(self, loser: Candidate) -> Candidate:
-        winner = self.python if loser.is_python else self.program
+        winner = self.python if loser.is_python and loser is not self.python else self.program
         assert winner is not None
         return winner
 
@@ -213,8 +216,7 @@ class Sources:
             first = name not in self._warned
             self._warned.add(name)
         if first:
-            for conflict in resolution.conflicts:
-                log.warning("plugin %s: %s", name, conflict)
+            _warn(name, resolution.conflicts)
         return resolution
 
     def problems(self) -> tuple[str, ...]:
@@ -267,9 +269,13 @@ class Sources:
             with self._lock:
                 self._errors[name] = error
             raise
+        before = resolution.conflicts
         with self._lock:
             self._errors.pop(name, None)
-            return self._loaded.setdefault(name, found)
+            found = self._loaded.setdefault(name, found)
+        # That an entry point names a program, which another one comes before, shows only now.
+        _warn(name, resolution.conflicts[len(before) :])
+        return found
 
     def extension(self, resolution: Resolution, obj: object) -> Extension[Any]:
         """A loaded plugin as stevedore knows it. Its `plugin` is what the entry point names, or `None` when that was
@@ -386,3 +392,8 @@ class Sources:
 
 def _from_entry_point(name: str, entry_point: EntryPoint) -> Candidate:
     return Candidate(name, "entry-point", installed.describe(entry_point), entry_point=entry_point)
+
+
+def _warn(name: str, conflicts: tuple[str, ...]) -> None:
+    for conflict in conflicts:
+        log.warning("plugin %s: %s", name, conflict)
