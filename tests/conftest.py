@@ -10,9 +10,9 @@ go-plugin make in the temporary folder. The rules of the check:
 - A test that must leave something says what and why: ``@pytest.mark.leaves("files", reason="…")``, where what is one or
   more of `KINDS`.
 - grpcio needs no exception. As measured with 1.66 and 1.85, its pollers, timers and their descriptors are gone once the
-  last channel is closed and the last server has stopped; its threads that call into Python show up as dummy threads,
-  which nobody can join and which are ignored. It keeps them as long as some channel or call object is alive, so garbage
-  is collected before anything is called left behind.
+  last channel is closed and the last server has stopped. Until then, a channel or call object that is still alive keeps
+  them, so garbage is collected before anything is called left behind. Dummy threads are ignored: they stand for threads
+  of C code that once called into Python, and nobody can join them.
 """
 
 from __future__ import annotations
