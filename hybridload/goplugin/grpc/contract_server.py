@@ -1,0 +1,336 @@
+"""A contract and an object that implements it, as a gRPC service: bytes in, the object's method, bytes out.
+
+- An exception of the object travels as a status whose details the other side can rebuild it from
+  (see `contract.exceptions`). So does what is no `Exception`, such as `SystemExit`: it fails the call alone.
+- A request that cannot be read is INVALID_ARGUMENT: it is the caller's fault and no exception of the object.
+- Iterators that the object returns are closed when the caller goes away before their end.
+- `async def` methods run on one event loop, on a thread of its own that starts with the first of them; the call's own
+  thread waits. When the caller goes away, they are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from hybridload.contract import Kind, encode_exception
+from hybridload.goplugin.grpc.handlers import Behavior, Engine, ServiceHandler, method_handler
+
+if TYPE_CHECKING:
+    from hybridload.contract import Objects, Service
+    from hybridload.contract.wire import WireMethod
+
+T = TypeVar("T")
+
+STATUS_DETAILS = "grpc-status-details-bin"
+
+
+class EventLoop:
+    """One event loop on a thread of its own, which starts when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine; its outcome can be waited for from any other thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+
+    def close(self, timeout: float) -> bool:
+        """Cancel what runs and end the thread; whether that came within `timeout` seconds. Safe to call twice."""
+        with self._lock:
+            loop, thread, self._loop = self._loop, self._thread, None
+        if loop is None or thread is None:
+            return True
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=_run_loop, args=(self._loop,), name="hybridload event loop", daemon=True
+                )
+                self._thread.start()
+            return self._loop
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+class _AsyncCall:
+    """One call's coroutines, one after the other; cancelled when the caller goes away."""
+
+    def __init__(self, loop: EventLoop, context: Any) -> None:
+        self._loop = loop
+        self._current: Future[Any] | None = None
+        self._ended = not context.add_callback(self._cancel)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine and wait for it."""
+        future = self._loop.submit(coroutine)
+        self._current = future
+        if self._ended:
+            future.cancel()
+        outcome: T = future.result()
+        return outcome
+
+    def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The same for what has to be done in any case."""
+        return self._loop.submit(coroutine).result()
+
+    def _cancel(self) -> None:
+        self._ended = True
+        if self._current is not None:
+            self._current.cancel()
+
+
+def contract_service(
+    service: Service, implementation: object, *, engine: Engine, loop: EventLoop, objects: Objects | None = None
+) -> ServiceHandler:
+    """The handler that serves `implementation` as `service`.
+
+    :param loop: runs asynchronous methods; the caller closes it.
+    :param objects: how values that are interfaces travel; `None` where they cannot.
+    """
+    wire = service.wire()
+    calls = _Calls(service, engine, loop, objects)
+    return ServiceHandler(
+        service.full_name,
+        {
+            method.wire_name: method_handler(
+                _BEHAVIORS[method.kind, method.is_async](
+                    calls, wire.methods[method.name], getattr(implementation, method.name)
+                ),
+                request_streaming=method.kind.streams_arguments,
+                response_streaming=method.kind.streams_result,
+            )
+            for method in service.methods
+        },
+    )
+
+
+class _Calls:
+    """What the behaviors of one service share."""
+
+    def __init__(self, service: Service, engine: Engine, loop: EventLoop, objects: Objects | None) -> None:
+        self.contract = service.contract
+        self.engine = engine
+        self.loop = loop
+        self.objects = objects
+
+    def fail(self, error: BaseException, context: Any) -> NoReturn:
+        """End a call with what the object raised."""
+        status = encode_exception(error, self.contract)
+        details = ((STATUS_DETAILS, status.details),) if status.details else ()
+        raise self.engine.abort(context, status.code, status.message, details)
+
+    def refuse(self, error: Exception, context: Any) -> NoReturn:
+        """End a call whose request cannot be read."""
+        raise self.engine.abort(context, "INVALID_ARGUMENT", f"the request cannot be read: {error}")
+
+
+Build = Callable[[_Calls, "WireMethod", Callable[..., Any]], Behavior]
+
+
+def _unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, encode, objects = wire.decode_arguments, wire.encode_result, calls.objects
+
+    def behavior(request: bytes, context: Any) -> bytes:
+        try:
+            args, kwargs = decode(request, objects)
+        except Exception as error:
+            calls.refuse(error, context)
+        try:
+            return encode(method(*args, **kwargs), objects)
+        except BaseException as error:
+            calls.fail(error, context)
+
+    return behavior
+
+
+def _server_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, objects = wire.decode_arguments, calls.objects
+
+    def behavior(request: bytes, context: Any) -> Iterator[bytes]:
+        try:
+            args, kwargs = decode(request, objects)
+        except Exception as error:
+            calls.refuse(error, context)
+        yield from _results(calls, wire, lambda: method(*args, **kwargs), context)
+
+    return behavior
+
+
+def _client_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, encode, objects = wire.decode_argument_stream, wire.encode_result, calls.objects
+
+    def behavior(requests: Iterator[bytes], context: Any) -> bytes:
+        try:
+            args, kwargs = decode(requests, objects)
+        except Exception as error:
+            calls.refuse(error, context)
+        try:
+            return encode(method(*args, **kwargs), objects)
+        except BaseException as error:
+            calls.fail(error, context)
+
+    return behavior
+
+
+def _bidi(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, objects = wire.decode_argument_stream, calls.objects
+
+    def behavior(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        try:
+            args, kwargs = decode(requests, objects)
+        except Exception as error:
+            calls.refuse(error, context)
+        yield from _results(calls, wire, lambda: method(*args, **kwargs), context)
+
+    return behavior
+
+
+def _results(calls: _Calls, wire: WireMethod, call: Callable[[], Any], context: Any) -> Iterator[bytes]:
+    """The items of the iterator that a method returns, encoded; it is closed whatever ends the stream."""
+    encode, objects = wire.encode_result, calls.objects
+    items: Any = None
+    try:
+        items = iter(call())
+        for item in items:
+            yield encode(item, objects)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        calls.fail(error, context)
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+
+
+def _async_unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, encode, objects, loop = wire.decode_arguments, wire.encode_result, calls.objects, calls.loop
+
+    def behavior(request: bytes, context: Any) -> bytes:
+        try:
+            args, kwargs = decode(request, objects)
+        except Exception as error:
+            calls.refuse(error, context)
+        try:
+            return encode(_AsyncCall(loop, context).run(_awaited(method(*args, **kwargs))), objects)
+        except BaseException as error:
+            calls.fail(error, context)
+
+    return behavior
+
+
+def _async_server_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, objects, loop = wire.decode_arguments, calls.objects, calls.loop
+
+    def behavior(request: bytes, context: Any) -> Iterator[bytes]:
+        try:
+            args, kwargs = decode(request, objects)
+        except Exception as error:
+            calls.refuse(error, context)
+        call = _AsyncCall(loop, context)
+        yield from _async_results(calls, wire, call, lambda: method(*args, **kwargs), context)
+
+    return behavior
+
+
+def _async_client_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, encode, objects, loop = wire.decode_argument_stream_async, wire.encode_result, calls.objects, calls.loop
+
+    def behavior(requests: Iterator[bytes], context: Any) -> bytes:
+        async def call() -> Any:
+            args, kwargs = await decode(_asynchronous(requests), objects)
+            return await method(*args, **kwargs)
+
+        try:
+            return encode(_AsyncCall(loop, context).run(call()), objects)
+        except BaseException as error:
+            calls.fail(error, context)
+
+    return behavior
+
+
+def _async_bidi(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
+    decode, objects, loop = wire.decode_argument_stream_async, calls.objects, calls.loop
+
+    def behavior(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        call = _AsyncCall(loop, context)
+        try:
+            args, kwargs = call.run(_awaited(decode(_asynchronous(requests), objects)))
+        except Exception as error:
+            calls.refuse(error, context)
+        yield from _async_results(calls, wire, call, lambda: method(*args, **kwargs), context)
+
+    return behavior
+
+
+def _async_results(
+    calls: _Calls, wire: WireMethod, call: _AsyncCall, method: Callable[[], Any], context: Any
+) -> Iterator[bytes]:
+    """The same as `_results` for an asynchronous iterator; each step runs on the event loop."""
+    encode, objects = wire.encode_result, calls.objects
+    items: Any = None
+    try:
+        items = aiter(method())
+        while (item := call.run(_next(items))) is not _END:
+            yield encode(item, objects)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        calls.fail(error, context)
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            call.finish(_awaited(close()))
+
+
+_END: Any = object()
+
+
+async def _next(items: AsyncIterator[Any]) -> Any:
+    return await anext(items, _END)
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+async def _asynchronous(requests: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """A stream of requests, each waited for on a thread and never on the event loop."""
+    while (chunk := await asyncio.to_thread(next, requests, None)) is not None:
+        yield chunk
+
+
+_BEHAVIORS: dict[tuple[Kind, bool], Build] = {
+    (Kind.UNARY, False): _unary,
+    (Kind.SERVER_STREAM, False): _server_stream,
+    (Kind.CLIENT_STREAM, False): _client_stream,
+    (Kind.BIDI, False): _bidi,
+    (Kind.UNARY, True): _async_unary,
+    (Kind.SERVER_STREAM, True): _async_server_stream,
+    (Kind.CLIENT_STREAM, True): _async_client_stream,
+    (Kind.BIDI, True): _async_bidi,
+}

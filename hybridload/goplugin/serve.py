@@ -1,0 +1,419 @@
+"""A Python object as a go-plugin plugin: what any go-plugin host, in Go or Python, can start.
+
+The order of things, which is go-plugin's (server.go of v1.8.0) unless a comment says otherwise:
+
+1. The magic cookie is checked. Without it a person started the program: a text on standard error, exit status 1.
+2. Plugin set and implementations are read and checked, and the version is chosen.
+3. Everything is made ready: threads, server, socket, the log handler, what stands in for `sys.stdout` and `sys.stderr`.
+4. The handshake line is written to descriptor 1, which was kept free of anything else until then.
+5. Calls are served until the host asks for the end (Shutdown), a signal does (SIGTERM, SIGHUP, SIGQUIT), or the host
+   is gone. SIGINT is ignored: a terminal sends it to the whole group, and the host decides.
+6. The end: no new calls; those in flight have `CALL_GRACE` seconds; implementations are closed; what was printed is
+   delivered; only then is Shutdown answered, because a Go host hangs up as soon as it is. Then `serve` returns, with
+   nothing left of threads, files and replaced streams, and the program goes on or ends.
+
+Signals are for the main thread; in any other, `serve` works without them.
+"""
+
+from __future__ import annotations
+
+import logging as _logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from hybridload.contract import Contract
+from hybridload.errors import ConfigError, ContractError, PluginError
+from hybridload.goplugin.handshake_output import HandshakeOutput, buffer_stdout
+from hybridload.goplugin.host_environment import HostEnvironment, forget
+from hybridload.goplugin.host_watch import HostWatch
+from hybridload.goplugin.line import HandshakeLine
+from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin, PluginSet, VersionedPlugins, read_plugin_set
+from hybridload.goplugin.serve_logs import InstalledLogging
+from hybridload.goplugin.served_output import OutputBuffer, ReplacedStreams, write_rest
+from hybridload.goplugin.socket_folder import SocketFolder
+from hybridload.handshake import Handshake
+from hybridload.implementation import close_implementation
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.grpc.contract_server import EventLoop
+    from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
+
+log = _logging.getLogger(__name__)
+
+# At import, because a program prints between its imports and `serve`.
+buffer_stdout(os.environ)
+
+Implementations = Mapping[str, object] | Mapping[int, Mapping[str, object]]
+"""kind -> the object that implements it; or version -> such a mapping, where the plugin set is versioned."""
+
+CALL_GRACE = 1.0
+"""Seconds that calls in flight have when the plugin ends. A Go host kills two seconds after Shutdown is answered."""
+STREAM_GRACE = 0.25
+"""Seconds beyond that for open streams, which may have no end of their own."""
+OUTPUT_GRACE = 0.5
+"""Seconds in which the host has to take what was printed."""
+ANSWER_GRACE = 0.25
+"""Seconds for the answers that are still on their way."""
+
+_ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
+
+
+def serve(
+    plugins: PluginSet,
+    implementations: Implementations | None = None,
+    *,
+    handshake: Handshake,
+    outlive_host: bool = False,
+    logging: bool = True,
+) -> None:
+    """Serve Python objects to the go-plugin host that started this program. Returns when the host ends it.
+
+    What is printed with `print` or through `sys.stdout` and `sys.stderr` meanwhile reaches the host's sync stdout and
+    stderr; what `logging` logs is written to standard error as hclog JSON.
+
+    :param plugins: kind -> contract, interface or hand-written plugin; or one such mapping per version.
+    :param implementations: kind -> the object, nested by version as `plugins` is. A hand-written plugin needs none.
+        An object's `close()`, if it has one, is called at the end.
+    :param handshake: must be the host's own.
+    :param outlive_host: stay when the host dies, for another one that reattaches. By default nothing is left of the
+        plugin a few seconds after its host is gone, in whatever way.
+    :param logging: put an `HclogHandler` on the root logger while serving.
+    :raises SystemExit: with status 1 and a text on standard error, when no go-plugin host has started this program.
+    :raises ConfigError: plugin set and implementations do not match.
+    :raises ContractError: an interface cannot travel, or an object does not implement it.
+    """
+    check_cookie(handshake)
+    with ExitStack() as stack:
+        host = stack.enter_context(HostSide(outlive_host=outlive_host))
+        serve_to(host, read_served(plugins, implementations, handshake), logging=logging)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One kind: a contract and the object that implements it, or a hand-written plugin and no object."""
+
+    plugin: Contract[Any] | GRPCPlugin
+    implementation: object | None = None
+
+
+class HostSide:
+    """What binds this process to its host before anything is served: descriptor 1, and the watch.
+
+    Made as early as possible, because what runs in between can print, and can block while the host dies. A context
+    manager that lets go of both.
+
+    :param outlive_host: do without the watch.
+    :raises SystemExit: there is no standard output for the handshake line.
+    """
+
+    def __init__(self, *, outlive_host: bool) -> None:
+        try:
+            self.output = HandshakeOutput()
+        except OSError as error:
+            _refuse(f"This plugin cannot tell its host where it serves: it has no standard output ({error}).")
+        self.watch = None if outlive_host else HostWatch(self.output.descriptor)
+
+    def __enter__(self) -> HostSide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.watch is not None:
+            self.watch.close()
+        self.output.close()
+
+
+def check_cookie(handshake: Handshake) -> None:
+    """End the program, with a text for whoever started it, unless a host did.
+
+    :raises ConfigError: `handshake` is none.
+    :raises SystemExit: with status 1.
+    """
+    if not isinstance(handshake, Handshake):
+        raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
+    if os.environ.get(handshake.cookie_key) != handshake.cookie_value:
+        _refuse(
+            "This program is a plugin and is not meant to be executed directly. Start the program that it belongs to: "
+            "that one loads its plugins by itself.\n"
+            f"(The magic cookie, environment variable {handshake.cookie_key}, "
+            + ("is not set.)" if handshake.cookie_key not in os.environ else "has another value than expected.)")
+        )
+
+
+def read_served(
+    plugins: PluginSet, implementations: Implementations | None, handshake: Handshake
+) -> dict[int, dict[str, Served]]:
+    """Bring plugin set and implementations together: version -> kind -> what serves it.
+
+    :raises ConfigError: they do not match.
+    :raises ContractError: an interface cannot travel, or an object does not implement it.
+    """
+    versions = read_plugin_set(plugins, handshake)
+    nested = all(isinstance(key, int) for key in plugins)
+    given = _by_version(implementations or {}, versions, nested)
+    return {
+        version: _served_kinds(kinds, given[version], f" of version {version}" if nested else "")
+        for version, kinds in versions.items()
+    }
+
+
+def serve_to(host: HostSide, served: Mapping[int, Mapping[str, Served]], *, logging: bool = True) -> None:
+    """Serve what was read to a host that was bound; see `serve`."""
+    environment = HostEnvironment.read(os.environ)
+    forget(os.environ)
+    if environment.unreadable_versions:
+        log.warning("the host lists versions that are no numbers: %s", ", ".join(environment.unreadable_versions))
+    if environment.client_certificate is not None:
+        _refuse(
+            "The host asks for TLS (AutoMTLS), which plugins written with this version of hybridload cannot do yet: "
+            "switch it off in the host's client configuration."
+        )
+    version = environment.choose_version(served)
+    with _Serving(host, served[version], environment, logging=logging) as serving:
+        serving.run(version)
+
+
+class _Serving:
+    """One plugin being served, from making ready to the end. A context manager that takes everything down again."""
+
+    def __init__(
+        self, host: HostSide, served: Mapping[str, Served], environment: HostEnvironment, *, logging: bool
+    ) -> None:
+        self._host = host
+        self._served = served
+        self._environment = environment
+        self._ending = threading.Event()
+        self._answerable = threading.Event()
+        self._output = OutputBuffer()
+        self._stack = ExitStack()
+        try:
+            self._make_ready(logging)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> _Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, version: int) -> None:
+        """Write the line and serve until the end."""
+        line = HandshakeLine(
+            app_version=version,
+            network="unix",
+            address=self._address,
+            protocol="grpc",
+            multiplex=None if self._environment.multiplex is None else False,
+        )
+        try:
+            self._host.output.write_line(line.format())
+        except OSError as error:
+            log.warning("the host was gone before the handshake line could be written: %s", error)
+        else:
+            self._ending.wait()
+        self._end()
+
+    # -- before
+
+    def _make_ready(self, logging: bool) -> None:
+        from hybridload.goplugin.grpc.contract_server import EventLoop
+        from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
+
+        stack = self._stack
+        if logging:
+            stack.callback(InstalledLogging().restore)
+        stack.enter_context(_signals(self._end_soon))
+        try:
+            folder = SocketFolder(self._environment.socket_folder, self._environment.socket_group)
+        except (OSError, LookupError) as error:
+            raise PluginError(f"The plugin's socket cannot be made: {error}.") from error
+        stack.callback(folder.close)
+        if self._host.watch is not None:
+            self._host.watch.attend(self._host_died, folder.close)
+        self._lanes: Lanes = Lanes()
+        stack.callback(self._lanes.close, 0.5)
+        self._loop: EventLoop = EventLoop()
+        stack.callback(self._loop.close, 0.5)
+        self._server: GrpcioServer = GrpcioServer(self._lanes)
+        self._register()
+        self._address = self._server.listen("unix", folder.new_path())
+        stack.callback(self._server.stop, ANSWER_GRACE)
+        folder.share(self._address)
+        streams = ReplacedStreams(self._output)
+        stack.callback(write_rest, self._output)
+        stack.callback(streams.restore)
+        self._server.start()
+
+    def _register(self) -> None:
+        from hybridload.goplugin.grpc.contract_server import contract_service
+        from hybridload.goplugin.grpc.controller import controller_service
+        from hybridload.goplugin.grpc.health import health_service
+        from hybridload.goplugin.grpc.stdio_server import stdio_service
+
+        server = self._server
+        server.add_generic_rpc_handlers(
+            (
+                health_service(server, self._ending),
+                controller_service(self._shutdown),
+                stdio_service(self._output),
+            )
+        )
+        for kind, served in self._served.items():
+            if isinstance(served.plugin, Contract):
+                service = contract_service(
+                    served.plugin.complete(), served.implementation, engine=server, loop=self._loop
+                )
+                server.add_generic_rpc_handlers((service,))
+            else:
+                log.debug("kind %s registers its own services", kind)
+                served.plugin.grpc_server(None, server)
+
+    # -- while
+
+    def _shutdown(self) -> None:
+        """The host asks for the end; returns when it may be answered."""
+        log.debug("the host asks the plugin to end")
+        self._ending.set()
+        self._answerable.wait()
+
+    def _end_soon(self, number: int) -> None:
+        log.debug("ending on signal %d", number)
+        self._ending.set()
+
+    def _host_died(self) -> None:
+        self._ending.set()
+
+    # -- after
+
+    def _end(self) -> None:
+        from hybridload.goplugin.grpc.handlers import CALLS, CONTROL, STREAMS
+
+        self._ending.set()
+        try:
+            self._server.refuse_calls()
+            if not self._lanes[CALLS].wait_idle(CALL_GRACE):
+                log.warning("calls are still in flight after %g s and are cut off", CALL_GRACE)
+            self._lanes[STREAMS].wait_idle(STREAM_GRACE)
+            self._close_implementations()
+            if not self._output.finish(OUTPUT_GRACE):
+                log.debug("the host did not take all output in time")
+        finally:
+            self._answerable.set()
+        self._lanes[CONTROL].wait_idle(ANSWER_GRACE)
+
+    def _close_implementations(self) -> None:
+        objects = {id(served.implementation): (kind, served.implementation) for kind, served in self._served.items()}
+        for kind, implementation in objects.values():
+            if implementation is None:
+                continue
+            try:
+                close_implementation(implementation, kind)
+            except PluginError:
+                log.exception("an implementation could not be closed")
+
+
+class _signals:
+    """SIGINT ignored, the other ending signals handed on, and all as before afterwards. Main thread only.
+
+    SIGINT gets a handler that does nothing, because programs that this one starts would inherit that it is ignored.
+    """
+
+    def __init__(self, end: Callable[[int], None]) -> None:
+        self._end = end
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._set(signal.SIGINT, _nothing)
+        for number in _ENDING_SIGNALS:
+            # A signal that the program handles or ignores (nohup) is its own business.
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._set(number, lambda number, _: self._end(number))
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _set(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        self._before[number] = signal.signal(number, handler)
+        if hasattr(signal, "siginterrupt"):
+            # C code need not be prepared for a call that was interrupted.
+            signal.siginterrupt(number, False)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    return
+
+
+def _by_version(
+    implementations: Implementations, versions: VersionedPlugins, nested: bool
+) -> dict[int, Mapping[str, object]]:
+    if not isinstance(implementations, Mapping):
+        raise ConfigError(f"implementations is {implementations!r}: give a mapping such as {{'greeter': Hello()}}.")
+    if not nested:
+        return dict.fromkeys(versions, implementations)  # type: ignore[arg-type]
+    unknown = [key for key in implementations if key not in versions]
+    if unknown:
+        raise ConfigError(
+            f"implementations has {unknown[0]!r}, which is no version of the plugin set "
+            f"({', '.join(map(str, versions))}): nest implementations by version as the plugin set is."
+        )
+    given: dict[int, Mapping[str, object]] = {}
+    for version in versions:
+        kinds: Any = implementations.get(version, {})  # type: ignore[call-overload]
+        if not isinstance(kinds, Mapping):
+            raise ConfigError(f"implementations has {kinds!r} for version {version}: give a mapping of kind to object.")
+        given[version] = kinds
+    return given
+
+
+def _served_kinds(kinds: Mapping[str, Any], implementations: Mapping[str, object], where: str) -> dict[str, Served]:
+    unknown = [kind for kind in implementations if kind not in kinds]
+    if unknown:
+        raise ConfigError(
+            f"implementations{where} has {unknown[0]!r}, which is no kind of the plugin set ({', '.join(kinds)})."
+        )
+    return {kind: _served(kind, plugin, implementations, where) for kind, plugin in kinds.items()}
+
+
+def _served(kind: str, plugin: Any, implementations: Mapping[str, object], where: str) -> Served:
+    if not isinstance(plugin, Contract):
+        if kind in implementations:
+            raise ConfigError(
+                f"implementations{where} has {kind!r}, which is a hand-written plugin: that carries its own."
+            )
+        if isinstance(plugin, NetRPCPlugin) and not isinstance(plugin, GRPCPlugin):
+            raise ConfigError(f"The kind {kind!r}{where} is a net/rpc plugin, and net/rpc cannot be served yet.")
+        return Served(plugin)
+    if kind not in implementations:
+        raise ConfigError(
+            f"implementations{where} lacks {kind!r}: give the object that implements "
+            f"{plugin.interface.__name__}, as in {{{kind!r}: ...}}."
+        )
+    implementation = implementations[kind]
+    if isinstance(implementation, type):
+        raise ConfigError(
+            f"implementations{where} has the class {implementation.__qualname__} for {kind!r}: give an instance of it."
+        )
+    try:
+        plugin.complete().check_implementation(implementation)
+    except ContractError as error:
+        raise ContractError(f"The implementation of {kind!r}{where}: {error}") from error
+    return Served(plugin, implementation)
+
+
+def _refuse(text: str) -> NoReturn:
+    """End the program with a text for humans."""
+    stream = sys.__stderr__ if sys.stderr is None else sys.stderr
+    if stream is not None:
+        print(text, file=stream, flush=True)
+    raise SystemExit(1)

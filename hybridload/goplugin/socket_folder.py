@@ -1,0 +1,91 @@
+"""Where a plugin's unix sockets are.
+
+- By default in a folder of their own, ``hybridload-…`` in the temporary folder, which only this user may enter; it is
+  removed with everything in it.
+- With PLUGIN_UNIX_SOCKET_DIR in the host's folder itself (a runner translates addresses by the last part of the path);
+  then only the sockets are removed.
+- With PLUGIN_UNIX_SOCKET_GROUP members of that group may connect as well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import uuid
+
+# What sockaddr_un has room for on every system that we know (104 bytes on macOS, 108 on Linux, with the final NUL).
+_LONGEST_PATH = 103
+
+
+class SocketFolder:
+    """Gives paths for sockets and removes what is there afterwards; also at the interpreter's exit.
+
+    :param folder: the host's folder, or `None` for one of our own.
+    :param group: name or number of a group whose members may connect.
+    :raises OSError: when the folder cannot be made, or does not exist.
+    :raises LookupError: when there is no such group.
+    """
+
+    def __init__(self, folder: str | None = None, group: str | None = None) -> None:
+        self._group = None if group is None else _group_id(group)
+        self._paths: list[str] = []
+        # A forked child must not remove what is its parent's.
+        self._owner = os.getpid()
+        self._own = folder is None
+        if folder is None:
+            folder = _private_folder()
+            if self._group is not None:
+                _share(folder, self._group, 0o710)
+        elif not os.path.isdir(folder):
+            raise NotADirectoryError(f"the host's folder for sockets, {folder}, does not exist")
+        self.path = folder
+        atexit.register(self.close)
+
+    def new_path(self) -> str:
+        """A path for a socket, which does not exist yet."""
+        name = "plugin" if self._own and not self._paths else f"plugin{uuid.uuid4().hex[:12]}"
+        path = os.path.join(self.path, name)
+        self._paths.append(path)
+        return path
+
+    def share(self, path: str) -> None:
+        """Let the group, if there is one, use a socket that was bound."""
+        if self._group is not None:
+            _share(path, self._group, 0o660)
+
+    def close(self) -> None:
+        """Remove the sockets, and the folder when it is our own. Safe to call twice."""
+        atexit.unregister(self.close)
+        if os.getpid() != self._owner:
+            return
+        for path in self._paths:
+            try:
+                os.unlink(path)
+            except OSError:
+                continue
+        self._paths.clear()
+        if self._own:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _private_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="hybridload-")
+    if len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH or not os.path.isdir("/tmp"):
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix="hybridload-", dir="/tmp")
+
+
+def _group_id(group: str) -> int:
+    if group.isascii() and group.isdecimal():
+        return int(group)
+    import grp
+
+    return grp.getgrnam(group).gr_gid
+
+
+def _share(path: str, group: int, mode: int) -> None:
+    os.chown(path, -1, group)
+    os.chmod(path, mode)
