@@ -187,7 +187,7 @@ class Loader:
             plugin = self._loaded.get(name)
         if plugin is not None:
             return plugin.status()
-        resolution = self._sources.resolve(name)
+        resolution = self._sources.describe(name)
         error = self._sources.error(name)
         return PluginStatus(
             name, chain=resolution.chain, origin=resolution.origin, last_error=None if error is None else str(error)

@@ -29,7 +29,7 @@ while read -r change group; do
        groups=$left ;;
   esac
 done
-for one in $groups; do kill -KILL -- "-$one" || kill -KILL "$one"; done
+for one in $groups; do kill -9 "-$one" || kill -9 "$one"; done
 """
 _PYTHON = """
 import os, signal, sys
