@@ -185,9 +185,14 @@ def _details(exc: BaseException, code: int, message: str, room: int) -> bytes:
 
 
 def _describe(data: Any, exc: BaseException, with_attributes: bool, chain: int, limit: int) -> None:
+    arguments = _arguments(exc)
     data.type_name = _cut(_type_name(type(exc)), 200)
     data.message = _cut(_text(exc), limit)
-    for argument in _arguments(exc):
+    if type(exc) is RemoteError:  # it speaks for an exception from elsewhere, which may be known at the next hop
+        data.type_name = _cut(exc.type_name, 200)
+        data.message = data.message.removeprefix(f"{data.type_name}: ")
+        arguments = (data.message,)
+    for argument in arguments:
         _set_value(data.args.add(), argument, limit)
     if with_attributes:
         for name, value in _attributes(exc):
@@ -238,6 +243,14 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, (str, bytes, bool, float)) or _is_small_int(value)
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_small_int(value: Any) -> bool:
     return isinstance(value, int) and value.bit_length() < _INT_BYTES * 8
 
@@ -254,7 +267,10 @@ def _set_value(data: Any, value: Any, limit: int) -> None:
     elif isinstance(value, bytes):
         data.data = value[:limit]
     elif isinstance(value, str):
-        data.text = _cut(value, limit)
+        if value.isascii() or _is_utf8(value):
+            data.text = _cut(value, limit)
+        else:
+            data.surrogates = value[: limit // 4].encode("utf-8", "surrogatepass")
     elif _is_scalar(value):
         data.items.SetInParent()
         for item in value[:16]:
@@ -341,7 +357,7 @@ class _Rebuilding:
         self._code = code
 
     def remote_error(self, data: Any) -> RemoteError:
-        message = f"{data.type_name}: {data.message}" if data.message else data.type_name
+        message = ": ".join(filter(None, (data.type_name, data.message)))
         error = RemoteError(
             message,
             plugin=self._plugin,
@@ -349,7 +365,7 @@ class _Rebuilding:
             remote_traceback=data.traceback,
             code=self._code,
         )
-        for note in data.notes:
+        for note in () if data.traceback else data.notes:  # the traceback's text has them, too
             error.add_note(note)
         if data.traceback:
             error.add_note(f"Remote traceback:\n{data.traceback.rstrip()}")
@@ -445,6 +461,8 @@ def _value(data: Any) -> Any:
         return None
     if kind == "integer":
         return int.from_bytes(data.integer[:_INT_BYTES], "big", signed=True)
+    if kind == "surrogates":
+        return data.surrogates.decode("utf-8", "surrogatepass")
     if kind == "items":
         return tuple(_value(item) for item in data.items.values)
     return getattr(data, kind)
@@ -489,6 +507,7 @@ def _messages() -> dict[str, Any]:
     ):
         add(value, name, number, kind).oneof_index = 0
     add(value, "items", 7, Proto.TYPE_MESSAGE, one, f"{package}Values").oneof_index = 0
+    add(value, "surrogates", 8, Proto.TYPE_BYTES).oneof_index = 0
     values = file.message_type.add(name="Values")
     add(values, "values", 1, Proto.TYPE_MESSAGE, many, f"{package}Value")
 

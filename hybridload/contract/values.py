@@ -91,12 +91,13 @@ class Unfit(Exception):
 class Scalar:
     """One value that protobuf holds by itself.
 
-    :param as_is: whether `unpack` returns what it is given.
+    :param native: the type whose instances protobuf takes and gives as they are, refusing with ValueError those that
+        do not fit; `pack` is then only needed for others, and to word the refusal. `unpack` returns what it is given.
     """
 
     pack: Convert
     unpack: Convert
-    as_is: bool = False
+    native: type | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Codecs:
         element = self.element(shape, field)
         name = field.name
         if isinstance(element, Scalar):
-            return Slot(name, *_scalar_slot(name, element), attribute=name if element.as_is else None, oneof=oneof)
+            return Slot(name, *_scalar_slot(name, element), attribute=name if element.native else None, oneof=oneof)
         return Slot(name, *_body_slot(name, element), oneof=oneof)
 
     def element(self, shape: Shape, field: FieldDescriptor) -> Scalar | Body:
@@ -187,15 +188,15 @@ class Codecs:
         if python in (datetime, timedelta) and field.message_type is not None:
             return self.body(shape, field.message_type)
         if python is str and kind == FieldDescriptor.TYPE_STRING:
-            return Scalar(_pack_str, _same, as_is=True)
+            return Scalar(_pack_str, _same, str)
         if python is bytes and kind == FieldDescriptor.TYPE_BYTES:
-            return Scalar(_pack_bytes, _same, as_is=True)
+            return Scalar(_pack_bytes, _same, bytes)
         if python is bool and kind == FieldDescriptor.TYPE_BOOL:
-            return Scalar(_pack_bool, _same, as_is=True)
+            return Scalar(_pack_bool, _same, bool)
         if python is float and kind in _FLOATS:
-            return Scalar(_pack_float, _same, as_is=True)
+            return Scalar(_pack_float, _same, float)
         if python is int and kind in _INTEGERS:
-            return Scalar(_integer(*_INTEGERS[kind]), _same, as_is=True)
+            return Scalar(_integer(*_INTEGERS[kind]), _same, int)
         if field.message_type is not None and field.message_type.full_name in _BOXES:
             return _boxed(self.slot(shape, field.message_type.fields_by_name["value"]))
         raise _mismatch(shape, field)
@@ -620,9 +621,15 @@ def _boxed(slot: Slot) -> Body:
 
 
 def _scalar_slot(name: str, element: Scalar) -> tuple[Put, Take]:
-    pack, unpack = element.pack, element.unpack
+    pack, unpack, native = element.pack, element.unpack, element.native
 
     def put(message: Any, value: Any, objects: Objects | None) -> None:
+        if type(value) is native:
+            try:
+                setattr(message, name, value)
+                return
+            except ValueError:  # worded by pack
+                pass
         setattr(message, name, pack(value, objects))
 
     def take(message: Any, objects: Objects | None) -> Any:
@@ -631,7 +638,7 @@ def _scalar_slot(name: str, element: Scalar) -> tuple[Put, Take]:
     def take_as_is(message: Any, objects: Objects | None) -> Any:
         return getattr(message, name)
 
-    return put, take_as_is if element.as_is else take
+    return put, take_as_is if native else take
 
 
 def _body_slot(name: str, element: Body) -> tuple[Put, Take]:
@@ -649,11 +656,17 @@ def _body_slot(name: str, element: Body) -> tuple[Put, Take]:
 
 
 def _repeated_scalar(name: str, shape: Repeated, element: Scalar) -> tuple[Put, Take]:
-    pack, unpack, builds = element.pack, element.unpack, shape.builds
+    pack, unpack, builds, natives = element.pack, element.unpack, shape.builds, {element.native}
     check = _container_check(shape)
 
     def put(message: Any, value: Any, objects: Objects | None) -> None:
         check(value)
+        if set(map(type, value)) == natives:
+            try:
+                getattr(message, name).extend(value)
+                return
+            except ValueError:  # worded by pack
+                message.ClearField(name)
         packed: list[Any] = []
         try:
             for item in value:
@@ -668,7 +681,7 @@ def _repeated_scalar(name: str, shape: Repeated, element: Scalar) -> tuple[Put, 
     def take_as_is(message: Any, objects: Objects | None) -> Any:
         return builds(getattr(message, name))
 
-    return put, take_as_is if element.as_is else take
+    return put, take_as_is if element.native else take
 
 
 def _repeated_body(name: str, shape: Repeated, element: Body) -> tuple[Put, Take]:
@@ -702,12 +715,20 @@ def _container_check(shape: Repeated) -> Callable[[Any], None]:
 
 def _map_scalar(name: str, shape: Table, key: Scalar, element: Scalar) -> tuple[Put, Take]:
     pack, unpack, pack_key = element.pack, element.unpack, key.pack
+    native_keys, natives = {key.native}, {element.native}
     accepts: Any = shape.accepts
 
     def put(message: Any, value: Any, objects: Objects | None) -> None:
         if not isinstance(value, accepts):
             raise wrong_type(accepts.__name__, value)
         entries = getattr(message, name)
+        if set(map(type, value)) == native_keys and set(map(type, value.values())) == natives:
+            try:
+                for own_key, item in value.items():
+                    entries[own_key] = item
+                return
+            except ValueError:  # worded by pack
+                entries.clear()
         for own_key, item in value.items():
             packed_key = _pack_key(pack_key, own_key)
             try:
@@ -718,7 +739,10 @@ def _map_scalar(name: str, shape: Table, key: Scalar, element: Scalar) -> tuple[
     def take(message: Any, objects: Objects | None) -> Any:
         return {own_key: unpack(item, objects) for own_key, item in getattr(message, name).items()}
 
-    return put, take
+    def take_as_is(message: Any, objects: Objects | None) -> Any:
+        return dict(getattr(message, name).items())
+
+    return put, take_as_is if element.native else take
 
 
 def _map_body(name: str, shape: Table, key: Scalar, element: Body) -> tuple[Put, Take]:

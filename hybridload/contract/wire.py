@@ -201,17 +201,17 @@ class _Compilation:
         message = self.descriptor.input_type
         if field_named(message, stream.name) is not None:
             slot = self._parameter_slot(message, stream.name, stream.shape)
-            return _Value(GetMessageClass(message), slot.put, slot.take)
+            return _Value.of_slot(message, slot)
         others = {parameter.name for parameter in self.method.parameters if not parameter.stream}
         return self._for("parameter", stream.name, lambda: self._whole_or_field(stream.shape, message, others))  # type: ignore[no-any-return]
 
     def _response(self) -> _Value:
         message, shape = self.descriptor.output_type, self.method.result_shape
         if shape is None:
-            return _Value(GetMessageClass(message), None, None)
+            return _Value(GetMessageClass(message))
         if self.derived:
             slot = self.codecs.slot(shape, message.fields_by_name[RESULT])
-            return _Value(GetMessageClass(message), slot.put, slot.take)
+            return _Value.of_slot(message, slot)
         try:
             return self._whole_or_field(shape, message, set())
         except Misfit as error:
@@ -234,7 +234,7 @@ class _Compilation:
             except Misfit as error:
                 reason = str(error) if not isinstance(shape, (Record, MessageClass)) else reason
         if len(fitting) == 1:
-            return _Value(GetMessageClass(message), fitting[0].put, fitting[0].take)
+            return _Value.of_slot(message, fitting[0])
         fields = listed(field.name for field in message.fields)
         if fitting:
             raise Misfit(
@@ -283,8 +283,13 @@ class _Value:
     """How a result or one item of a stream sits in its message; without functions, it is nothing."""
 
     message: Any
-    put: Callable[[Any, Any, Objects | None], None] | None
-    take: Callable[[Any, Objects | None], Any] | None
+    put: Callable[[Any, Any, Objects | None], None] | None = None
+    take: Callable[[Any, Objects | None], Any] | None = None
+    attribute: str | None = None
+
+    @classmethod
+    def of_slot(cls, message: Descriptor, slot: Slot) -> _Value:
+        return cls(GetMessageClass(message), slot.put, slot.take, slot.attribute)
 
 
 def binder(method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | list[Any]]:
@@ -351,6 +356,8 @@ def _encode_arguments(call: str, bind: Any, request: _Request) -> Any:
             return b""
 
         return encode_nothing
+    if len(request.slots) == 1 and request.stream is None:
+        return _encode_argument(call, bind, request)
     new = request.message
     names = tuple(name for name, _ in request.slots)
     puts = tuple((index, slot.put) for index, (_, slot) in enumerate(request.slots))
@@ -372,9 +379,29 @@ def _encode_arguments(call: str, bind: Any, request: _Request) -> Any:
     return encode
 
 
+def _encode_argument(call: str, bind: Any, request: _Request) -> Any:
+    """As `encode_arguments`, for the only parameter."""
+    new = request.message
+    name, slot = request.slots[0]
+    put = slot.put
+
+    def encode(args: tuple[Any, ...], kwargs: dict[str, Any], objects: Objects | None) -> bytes:
+        (value,) = bind(args, kwargs)
+        message = new()
+        try:
+            put(message, value, objects)
+        except Unfit as unfit:
+            raise _argument_error(call, unfit.within(name)) from None
+        return message.SerializeToString()  # type: ignore[no-any-return]
+
+    return encode
+
+
 def _decode_arguments(call: str, request: _Request) -> Any:
     if not request.slots:
         return lambda data, objects: ((), {})
+    if len(request.slots) == 1 and not request.keywords:
+        return _decode_argument(call, request)
     parse = request.message.FromString
     names = tuple(name for name, _ in request.slots)
     takes = tuple(slot.take for _, slot in request.slots)
@@ -393,6 +420,23 @@ def _decode_arguments(call: str, request: _Request) -> Any:
         if positional == len(values):
             return tuple(values), {}
         return tuple(values[:positional]), dict(zip(names[positional:], values[positional:], strict=True))
+
+    return decode
+
+
+def _decode_argument(call: str, request: _Request) -> Any:
+    """As `decode_arguments`, for the only parameter, given by position."""
+    parse = request.message.FromString
+    name, slot = request.slots[0]
+    take = slot.take
+
+    def decode(data: bytes, objects: Objects | None) -> Arguments:
+        try:
+            return (take(parse(data), objects),), {}
+        except DecodeError as error:
+            raise _undecodable(call, request.message, error) from error
+        except Unfit as unfit:
+            raise _argument_error(call, unfit.within(name)) from None
 
     return decode
 
@@ -423,7 +467,16 @@ def _decode_value(subject: str, value: _Value) -> Any:
     take = value.take
     if take is None:
         return lambda data, objects: None
-    parse = value.message.FromString
+    parse, attribute = value.message.FromString, value.attribute
+
+    def decode_attribute(data: bytes, objects: Objects | None) -> Any:
+        try:
+            return getattr(parse(data), attribute)  # type: ignore[arg-type]
+        except DecodeError as error:
+            raise _undecodable(subject, value.message, error) from error
+
+    if attribute is not None:
+        return decode_attribute
 
     def decode(data: bytes, objects: Objects | None) -> Any:
         try:

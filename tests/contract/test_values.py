@@ -365,7 +365,7 @@ def test_asynchronous_streams_travel_too() -> None:
         chunks = upload.encode_argument_stream_async(("n", numbers()), {}, None)
         (name, items), _ = await upload.decode_argument_stream_async(chunks, None)
         assert (name, [item async for item in items]) == ("n", [1, 2])
-        with pytest.raises(TypeError, match="argument 'items' must be an async iterator, not list_iterator$"):
+        with pytest.raises(TypeError, match=r"argument 'items' must be an async iterator, not list_iterator$"):
             upload.encode_argument_stream_async(("n", iter([1])), {}, None)
 
     asyncio.run(talk())
