@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"net"
@@ -16,7 +15,7 @@ import (
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
-	greeterpb "hybridload.dev/tests/protocol/greeterpb"
+	"hybridload.dev/tests/kinds"
 )
 
 func main() {
@@ -34,7 +33,7 @@ func main() {
 		panic(err)
 	}
 	server := grpc.NewServer()
-	greeterpb.RegisterGreeterServiceServer(server, greeter{})
+	kinds.RegisterGreeter(server, "Hello from a bare server!")
 	if *withHealth {
 		service := health.NewServer()
 		service.SetServingStatus("plugin", grpc_health_v1.HealthCheckResponse_SERVING)
@@ -59,12 +58,4 @@ func listen(network string) (net.Listener, error) {
 		return nil, err
 	}
 	return net.Listen("unix", filepath.Join(folder, "socket"))
-}
-
-type greeter struct {
-	greeterpb.UnimplementedGreeterServiceServer
-}
-
-func (greeter) Greet(context.Context, *greeterpb.Empty) (*greeterpb.GreetResponse, error) {
-	return &greeterpb.GreetResponse{Message: "Hello from a bare server!"}, nil
 }

@@ -1,5 +1,6 @@
-// A go-plugin plugin over gRPC for the tests of Python hosts. It serves two kinds: "greeter", as every tutorial has it,
-// and "torture" (../protocol/torture.proto), whose calls make it as difficult a neighbour as a test asks for.
+// A go-plugin plugin over gRPC for the tests of Python hosts. It serves three kinds: "greeter", as every tutorial
+// has it, "kv", and "torture" (../protocol/torture.proto), whose calls make it as difficult a neighbour as a test asks
+// for.
 //
 // What has to be decided before the first call is set by environment variables; ../README.md lists them.
 package main
@@ -15,6 +16,8 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+
+	"hybridload.dev/tests/kinds"
 )
 
 // plugin.Serve puts pipes into os.Stdout and os.Stderr; these stay with the descriptors.
@@ -63,7 +66,8 @@ func plugins(greeting string) plugin.PluginSet {
 		greeting = chosen
 	}
 	return plugin.PluginSet{
-		"greeter": &greeterPlugin{greeting: greeting},
+		"greeter": &kinds.GRPCGreeter{Greeting: greeting},
+		"kv":      &kinds.GRPCStore{},
 		"torture": &torturePlugin{},
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"hybridload.dev/tests/kinds"
 	greeterpb "hybridload.dev/tests/protocol/greeterpb"
 	torturepb "hybridload.dev/tests/protocol/torturepb"
 )
@@ -276,7 +277,7 @@ func (t *torture) Offer(_ context.Context, request *torturepb.OfferRequest) (*to
 		id := t.broker.NextId()
 		go t.broker.AcceptAndServe(id, func(options []grpc.ServerOption) *grpc.Server {
 			server := grpc.NewServer(options...)
-			greeterpb.RegisterGreeterServiceServer(server, &greeter{greeting: fmt.Sprintf("Hello from service %d!", id)})
+			kinds.RegisterGreeter(server, fmt.Sprintf("Hello from service %d!", id))
 			return server
 		})
 		response.ServiceIds = append(response.ServiceIds, id)
