@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import pytest
 
@@ -36,6 +36,8 @@ from hybridload.goplugin.netrpc.gob import (
     Uint,
     from_hint,
 )
+
+Alike: TypeAlias = Callable[[Any, Any], bool]
 
 NAN = math.nan
 INT, STRING, BYTES = from_hint(int), from_hint(str), from_hint(bytes)
@@ -375,7 +377,7 @@ def test_every_value_of_the_corpus_is_expected_here(streams: dict[str, bytes]) -
 
 @names
 def test_what_go_sends_is_the_python_value(
-    name: str, kind: Any, value: Any, streams: dict[str, bytes], registry: Registry
+    name: str, kind: Any, value: Any, streams: dict[str, bytes], registry: Registry, alike: Alike
 ) -> None:
     decoder = Decoder(registry)
     decoder.feed(streams[name])
@@ -393,7 +395,7 @@ def test_what_is_sent_is_the_same_value_to_go(name: str, kind: Any, value: Any, 
 
 @names
 def test_byte_by_byte_and_skipped_a_value_is_the_same(
-    name: str, kind: Any, value: Any, streams: dict[str, bytes], registry: Registry
+    name: str, kind: Any, value: Any, streams: dict[str, bytes], registry: Registry, alike: Alike
 ) -> None:
     decoder = Decoder(registry)
     stream = streams[name]
@@ -413,7 +415,7 @@ def test_byte_by_byte_and_skipped_a_value_is_the_same(
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_a_receiver_that_knows_nothing_gets_plain_python(name: str, streams: dict[str, bytes]) -> None:
+def test_a_receiver_that_knows_nothing_gets_plain_python(name: str, streams: dict[str, bytes], alike: Alike) -> None:
     decoder = Decoder()
     decoder.feed(streams[name])
     assert alike(decoder.next_value(), PLAIN[name])
@@ -442,23 +444,3 @@ def plain(value: Any) -> Any:
         case Box():
             return Box(value.label, plain(value.any), plain(value.many), plain(value.named))
     return value
-
-
-def alike(got: Any, wanted: Any) -> bool:
-    """Equal, of equal types, with NaN equal to itself and minus zero not to zero."""
-    if type(got) is not type(wanted):
-        return False
-    match got:
-        case float():
-            return repr(got) == repr(wanted)
-        case complex():
-            return alike(got.real, wanted.real) and alike(got.imag, wanted.imag)
-        case list() | tuple():
-            return len(got) == len(wanted) and all(map(alike, got, wanted))
-        case dict():
-            return got.keys() == wanted.keys() and all(alike(got[key], wanted[key]) for key in got)
-        case datetime():
-            return bool(got == wanted) and got.utcoffset() == wanted.utcoffset()
-    if dataclasses.is_dataclass(got) and not isinstance(got, type):
-        return all(alike(getattr(got, f.name), getattr(wanted, f.name)) for f in dataclasses.fields(got))
-    return bool(got == wanted)

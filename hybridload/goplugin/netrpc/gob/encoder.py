@@ -7,6 +7,7 @@ leaves the stream as it was: nothing counts as sent before all of the value is e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -77,7 +78,9 @@ class Encoder:
         self._limits = limits or Limits()
         self._registry = registry or Registry()
         self._writers = Writers(self._put_interface)
+        self._free_ids = itertools.count(FIRST_USER_ID)
         self._ids: dict[GoType, int] = {}
+        self._by_content: dict[str, int] = {}
         self._definitions: dict[int, _Definition] = {}
         self._sent: set[int] = set()
         self._plans: dict[GoType, _Plan] = {}
@@ -156,8 +159,12 @@ class Encoder:
         known = self._ids.get(bare)
         if known is not None:
             return known
-        type_id = self._ids[bare] = FIRST_USER_ID + len(self._ids)
+        type_id = self._ids[bare] = next(self._free_ids)
         field, name, body, inner = self._body(bare)
+        # Two descriptions of one Go type must share its number: within a value, Go takes two numbers for two types.
+        type_id = self._ids[bare] = self._by_content.setdefault(repr((field, name, body)), type_id)
+        if type_id in self._definitions:
+            return type_id
         body["CommonType"] = {"Name": name, "Id": type_id}
         definition = bytearray()
         put_int(definition, -type_id)

@@ -60,12 +60,14 @@ from hybridload.goplugin.netrpc.gob.wire import (
     read_int,
     read_string,
     read_uint,
+    too_deep,
 )
 
 Read: TypeAlias = Callable[[Cursor], Any]
 Maker: TypeAlias = Callable[[], Any]
 
 LONGEST_NAME: Final = 1024
+_LEFT_OUT: Final = object()
 _MAX_FLOAT32: Final = float.fromhex("0x1.fffffep+127")
 
 
@@ -137,7 +139,7 @@ class _Compilation:
         self._fresh[key], fill = _forward_reference()
         self._depth += 1
         if self._depth > self._limits.depth:
-            raise GobCorrupt(f"A type nests more than {self._limits.depth} types: raise Limits.depth.")
+            raise too_deep(self._limits.depth)
         read = self._fresh[key] = fill(self._build(type_id, want, as_key))
         self._depth -= 1
         return read
@@ -240,27 +242,30 @@ class _Compilation:
         return _struct_reader(plan, self._limits.depth)
 
     def _plain_plan(self, received: WireStruct, as_key: bool) -> _StructPlan:
-        plan = _StructPlan(dict if not as_key else _pairs, fill=len(received.fields))
+        names = [name for name, _ in received.fields]
+        plan = _StructPlan(_pairs(names) if as_key else dict, names, fill=len(names))
         for name, type_id in received.fields:
-            plan.add(name, name, self._reader(type_id, ANYTHING, as_key), _wire_zero(self._types.get(type_id), as_key))
+            plan.slots.append((name, self._reader(type_id, ANYTHING, as_key)))
+            plan.makers[name] = _wire_zero(self._types.get(type_id), as_key)
         return plan
 
     def _plan(self, received: WireStruct, want: Struct, as_key: bool) -> _StructPlan:
-        plan = _StructPlan(want.factory or (_pairs if as_key else dict))
+        names = [name for name, _ in received.fields]
+        plan = _StructPlan(want.factory or (_pairs([field.key for field in want.fields]) if as_key else dict), names)
+        defaulted = _defaulted(want.factory)
+        plan.makers = {
+            field.key: zero_maker(field.type)
+            for field in want.fields
+            if field.name in names or field.key not in defaulted
+        }
         wanted = {field.name: field for field in want.fields}
         for name, type_id in received.fields:
-            field = wanted.pop(name, None)
+            field = wanted.get(name)
             try:
-                if field is None:
-                    plan.add(name, None, self._reader(type_id, ANYTHING, as_key), None)
-                else:
-                    plan.add(name, field.key, self._reader(type_id, field.type, as_key), zero_maker(field.type))
+                read = self._reader(type_id, field.type if field else ANYTHING, as_key)
             except Misfit as misfit:
                 raise misfit.within(name) from None
-        defaulted = _defaulted(want.factory)
-        for field in wanted.values():
-            if field.key not in defaulted:
-                plan.makers[field.key] = zero_maker(field.type)
+            plan.slots.append((field.key if field else None, read))
         return plan
 
 
@@ -310,7 +315,7 @@ def _refuse_strangers(received: WireType, want: GoType) -> None:
 def _go_deeper(cursor: Cursor, deepest: int) -> None:
     cursor.depth += 1
     if cursor.depth > deepest:
-        raise GobCorrupt(f"A value nests more than {deepest} values: raise Limits.depth.")
+        raise too_deep(deepest)
 
 
 def _spend(cursor: Cursor, elements: int) -> None:
@@ -421,7 +426,7 @@ def _sequence_reader(read: Read, length: int | None, make: Callable[[Any], Any] 
             for _ in range(count):
                 elements.append(read(cursor))
         except Misfit as misfit:
-            raise misfit.within(f"[{len(elements)}]") from None
+            raise misfit.within(f"[{len(elements)}]") from misfit.__cause__
         cursor.depth -= 1
         return elements if make is None else make(elements)
 
@@ -441,7 +446,7 @@ def _map_reader(read_key: Read, read_elem: Read, keys_vary: bool, deepest: int) 
                 key = read_key(cursor)
                 found[key] = read_elem(cursor)
         except Misfit as misfit:
-            raise misfit.within(f"[{key!r:.50}]") from None
+            raise misfit.within(f"[{key!r:.50}]") from misfit.__cause__
         except TypeError as error:
             raise Misfit(f"a {type(key).__name__} cannot be the key of a dict: make it a frozen dataclass") from error
         if keys_vary and len(found) != count:
@@ -459,36 +464,30 @@ class _StructPlan:
     :param factory: makes the result from keywords.
     :param names: the fields on the wire, in order, as the sender calls them.
     :param slots: for each field on the wire: the keyword that it is for (`None` when nobody wants it) and its reader.
-    :param makers: for each keyword, what makes the value of a field that was left out.
+    :param makers: for each keyword, in order, what makes the value of a field that was left out.
     :param fill: how many elements a value counts for, because that many are filled in at the sender's will.
     """
 
     factory: Callable[..., Any]
-    names: list[str] = dataclasses.field(default_factory=list)
+    names: list[str]
     slots: list[tuple[str | None, Read]] = dataclasses.field(default_factory=list)
     makers: dict[str, Maker] = dataclasses.field(default_factory=dict)
     fill: int = 0
-
-    def add(self, name: str, key: str | None, read: Read, make: Maker | None) -> None:
-        self.names.append(name)
-        self.slots.append((key, read))
-        if key is not None and make is not None:
-            self.makers[key] = make
 
 
 def _struct_reader(plan: _StructPlan, deepest: int) -> Read:
     slots, names, factory, fill = plan.slots, plan.names, plan.factory, plan.fill
     last = len(slots) - 1
-    simple = {key: make() for key, make in plan.makers.items() if make in _IMMUTABLE}
+    blank = {key: make() if make in _IMMUTABLE else _LEFT_OUT for key, make in plan.makers.items()}
     makers = [(key, make) for key, make in plan.makers.items() if make not in _IMMUTABLE]
 
     def read_struct(cursor: Cursor) -> Any:
         cursor.depth += 1
         if cursor.depth > deepest:
-            _go_deeper(cursor, deepest)
+            raise too_deep(deepest)
         if fill:
             _spend(cursor, fill)
-        values = simple.copy()
+        values = blank.copy()
         index = -1
         try:
             while delta := read_uint(cursor):
@@ -501,9 +500,9 @@ def _struct_reader(plan: _StructPlan, deepest: int) -> Read:
                 else:
                     values[key] = read(cursor)
         except Misfit as misfit:
-            raise misfit.within(names[index]) from None
+            raise misfit.within(names[index]) from misfit.__cause__
         for key, make in makers:
-            if key not in values:
+            if values[key] is _LEFT_OUT:
                 values[key] = make()
         cursor.depth -= 1
         return values if factory is dict else _construct(factory, values)
@@ -519,8 +518,9 @@ def _construct(factory: Callable[..., Any], values: dict[str, Any]) -> Any:
         raise Misfit(f"{name} refused its fields: {error}") from error
 
 
-def _pairs(**values: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple(values.items())
+def _pairs(keys: list[str]) -> Callable[..., tuple[tuple[str, Any], ...]]:
+    """What stands for a struct as a key: names and values, always in the same order."""
+    return lambda **values: tuple((key, values[key]) for key in keys)
 
 
 def _defaulted(factory: Callable[..., Any] | None) -> frozenset[str]:

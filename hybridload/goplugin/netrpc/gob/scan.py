@@ -23,6 +23,7 @@ from hybridload.goplugin.netrpc.gob.wire import (
     read_bytes,
     read_int,
     read_uint,
+    too_deep,
 )
 
 
@@ -55,7 +56,7 @@ class Scan:
 
     def _walk(self, type_id: int, depth: int) -> Iterator[None]:
         if depth > self._deepest:
-            raise GobCorrupt(f"A value nests more than {self._deepest} values: raise Limits.depth.")
+            raise too_deep(self._deepest)
         match self._type(type_id):
             case WireBasic("interface"):
                 yield from self._interface(depth)

@@ -56,6 +56,10 @@ class Cursor:
     room: int = 0
 
 
+def too_deep(deepest: int) -> GobCorrupt:
+    return GobCorrupt(f"A value or a type nests more than {deepest} levels: raise Limits.depth.")
+
+
 def read_uint(cursor: Cursor) -> int:
     data = cursor.data
     pos = cursor.pos

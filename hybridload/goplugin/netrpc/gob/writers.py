@@ -74,7 +74,7 @@ class Writers:
         try:
             write = self._writers[go_type] = self._build(go_type)
         except BaseException:
-            del self._writers[go_type]
+            self._writers.clear()  # Some may refer to what was not finished.
             raise
         target.append(write)
         return write
