@@ -78,7 +78,8 @@ class GrpcioServer:
     def __init__(self, lanes: Lanes, options: Sequence[tuple[str, Any]] = ()) -> None:
         self._router = _Router(lanes)
         self._server: Any = grpc.server(lanes[CALLS], options=[*_OPTIONS, *options])
-        self._server.add_generic_rpc_handlers((self._router,))
+        handlers: Any = (self._router,)
+        self._server.add_generic_rpc_handlers(handlers)
         self._started = False
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
@@ -121,7 +122,8 @@ class GrpcioServer:
         if not self._started:
             # grpcio insists that a server that listens is stopped, and only a started one can be.
             self.start()
-        return self._server.stop(grace=grace).wait(grace + 1.0)
+        ended: bool = self._server.stop(grace=grace).wait(grace + 1.0)
+        return ended
 
 
 def abort(context: Any, code: str, message: str, trailing_metadata: Sequence[tuple[str, str | bytes]] = ()) -> NoReturn:
