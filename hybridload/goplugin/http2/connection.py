@@ -5,9 +5,9 @@ How it is used: `receive` takes whatever came from the peer and returns what it 
 here blocks, knows time (but for the injected clock of the flood limits) or is thread-safe: a driver holds a lock.
 
 **A stream is two halves**, one for each direction, each open or ended. The states of RFC 9113, section 5.1, are their
-combinations: both open is *open*, one ended is *half-closed*, both ended is *closed*; a stream that is not in `_streams`
-is *idle* when its id is above every id used so far, otherwise *closed*. Pushed and reserved streams do not exist: push
-is switched off, and a server that pushes breaks the protocol.
+combinations: both open is *open*, one ended is *half-closed*, both ended is *closed*; a stream that is not in
+`_streams` is *idle* when its id is above every id used so far, otherwise *closed*. Pushed and reserved streams do not
+exist: push is switched off, and a server that pushes breaks the protocol.
 
 What the peer may send on a stream, by role (anything else ends the stream, or the connection where the RFC says so):
 
@@ -20,12 +20,13 @@ So the events of one stream are: `HeadersReceived`, then `DataReceived` any numb
 `HeadersReceived`; the last of them has `end_stream`. `StreamEnded` may come at any point after the first, and nothing
 comes after it.
 
-**Closed streams.** Frames for a stream that *we* reset may still be under way: they are dropped (their header blocks are
-decoded, their data counts). For a stream that the peer ended itself they are its mistake and end the connection.
+**Closed streams.** Frames for a stream that *we* reset may still be under way: they are dropped (their header blocks
+are decoded, their data counts). For a stream that the peer ended itself they are its mistake and end the connection.
 
-**Flow control.** The window of the connection is as large as it can be and is topped up as data comes, whoever waits for
-it: a slow stream never stops the others. The window of a stream is given back as data is consumed (`consumed`), so what
-a peer can make us hold is `Limits.stream_window` for each stream; `expect` lends a stream what one large message needs.
+**Flow control.** The window of the connection is as large as it can be and is topped up as data comes, whoever waits
+for it: a slow stream never stops the others. The window of a stream is given back as data is consumed (`consumed`), so
+what a peer can make us hold is `Limits.stream_window` for each stream; `expect` lends a stream what one large message
+needs.
 """
 
 from __future__ import annotations
@@ -85,7 +86,17 @@ class StreamClosed(Exception):
 class _Stream:
     """The two halves of one stream and its windows."""
 
-    __slots__ = ("awaited", "borrowed", "credit", "id", "receive_window", "received_headers", "receiving", "send_window", "sending")
+    __slots__ = (
+        "awaited",
+        "borrowed",
+        "credit",
+        "id",
+        "receive_window",
+        "received_headers",
+        "receiving",
+        "send_window",
+        "sending",
+    )
 
     def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
         self.id = stream_id
@@ -105,15 +116,13 @@ class Connection:
     :param clock: seconds that never go back; only the flood limits ask it.
     """
 
-    def __init__(
-        self, role: Role, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, role: Role, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.role = role
         self.limits = limits or Limits()
         self.failed = False
         self.going_away = False
         """The peer, or this side, wants no new streams."""
-        self.max_streams = frames.LARGEST_STREAM_ID if role is Role.SERVER else 100
+        self.max_streams = 100
         """How many streams the peer lets us have open at once (100 until its settings say otherwise)."""
         self.peer_max_headers: int | None = None
         """The largest header list that the peer accepts, where it has said so."""
@@ -621,7 +630,9 @@ class Connection:
                 raise FrameError(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
             return
         self._spend_chatter()
-        self._settings_seen = True
+        if not self._settings_seen:
+            self._settings_seen = True
+            self.max_streams = frames.LARGEST_STREAM_ID  # what no word about it means
         for key, value in frames.read_settings(payload):
             self._apply_setting(key, value)
         self._queue_control(frames.SETTINGS_ACK)

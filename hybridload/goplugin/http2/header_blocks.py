@@ -78,7 +78,7 @@ class BlockDecoder:
             too_large = type(error).__name__ == "OversizedHeaderListError"
             code = ErrorCode.ENHANCE_YOUR_CALM if too_large else ErrorCode.COMPRESSION_ERROR
             raise FrameError(code, f"header block refused: {error}") from error
-        decoded = judge(headers)  # type: ignore[arg-type]  # raw=True: bytes
+        decoded = judge(headers)
         after = self._table_state()
         if after[0] is not before[0] or after[1:] != before[1:]:
             self._cache.clear()

@@ -2,8 +2,8 @@
 
 Two locks, always taken in this order, and never held while waiting for anything but the peer's reading:
 
-- `_sending` is held by the one thread that writes. It takes the bytes that are due and sends them, so that bytes leave in
-  the order in which the connection made them.
+- `_sending` is held by the one thread that writes. It takes the bytes that are due and sends them, so that bytes leave
+  in the order in which the connection made them.
 - `lock` guards the connection's state and that of its calls. It is held for microseconds.
 
 **A thread that reads never waits for the peer to read.** If it did, two of them, one at each end, could wait for each

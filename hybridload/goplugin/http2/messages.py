@@ -100,7 +100,8 @@ class MessageReader:
     def _check_size(self, size: int) -> None:
         if self.max_size is not None and size > self.max_size:
             raise MessageError(
-                StatusCode.RESOURCE_EXHAUSTED, f"received a message of {size} bytes; at most {self.max_size} are allowed"
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"received a message of {size} bytes; at most {self.max_size} are allowed",
             )
 
     def _finish(self, message: bytes) -> bytes:

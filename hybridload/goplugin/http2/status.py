@@ -1,8 +1,8 @@
 """How a gRPC call ends: its status, and the exception that carries a bad one.
 
-Users of generated stubs write ``except grpc.RpcError`` and compare ``error.code()`` with ``grpc.StatusCode`` members. So
-where the process has imported grpc, for whatever reason, both are grpc's own; elsewhere they are the equivalents here.
-grpc is never imported for it.
+Users of generated stubs write ``except grpc.RpcError`` and compare ``error.code()`` with ``grpc.StatusCode`` members.
+So where the process has imported grpc, for whatever reason, both are grpc's own; elsewhere they are the equivalents
+here. grpc is never imported for it.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def rpc_future_timeout(message: str) -> Exception:
 
 def _public(own: type[Exception], grpc_name: str) -> Any:
     theirs = getattr(sys.modules.get("grpc"), grpc_name, None)
-    return own if theirs is None else _combined(own, theirs)
+    return own if theirs is None else _combined(own, theirs)  # type: ignore[arg-type]  # classes are hashable
 
 
 @cache

@@ -50,8 +50,10 @@ class Workers:
             self._started += 1
             name = f"{self._name}-{self._started}"
             thread = threading.Thread(target=self._work, args=(job,), name=name, daemon=True)
-            self._threads.add(thread)
+            # Those that ended are dropped here and not by themselves: `close` must not miss one on its last steps.
+            self._threads = {each for each in self._threads if each.is_alive()}
             thread.start()
+            self._threads.add(thread)
 
     def close(self, timeout: float | None = None) -> bool:
         """Take nothing more on, and join the threads: those that are idle at once, the others when they are done.
@@ -74,16 +76,12 @@ class Workers:
         return not any(thread.is_alive() for thread in threads)
 
     def _work(self, job: Job | None) -> None:
-        try:
-            while job is not None:
-                self._do(job)
-                del job  # it may hold a request or an object of the user's
-                if not self._stay():
-                    return
-                job = self._jobs.get()
-        finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
+        while job is not None:
+            self._do(job)
+            del job  # it may hold a request or an object of the user's
+            if not self._stay():
+                return
+            job = self._jobs.get()
 
     def _do(self, job: Job) -> None:
         try:

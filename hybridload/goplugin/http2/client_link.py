@@ -1,0 +1,416 @@
+"""The client's end of one connection: which calls are on it, and which thread reads for them.
+
+**The reading role.** One thread at a time reads, and what it reads it hands to all calls. A thread that waits for its
+own unary call takes the role when it is free: with one call on the connection, the common case, the caller writes its
+request and reads the answer itself, and no other thread is ever woken. Whoever finds the role taken waits until its
+call has news. Calls that nobody may be waiting for (streams, futures) and those that are left when a caller has its
+answer are read for by a background thread, which holds the role while there are calls and then rests, so that the next
+caller finds the role free.
+
+Only callers who wait for nothing but their own answer read: a thread blocked in `receive` cannot be told that its call
+was cancelled. Consumers of streams and futures always wait for news instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from hybridload.goplugin.streams.base import Stream, StreamError
+
+from .calls import Call
+from .connection import Connection, ConnectionClosed, Role
+from .events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    Headers,
+    HeadersReceived,
+    StreamEnded,
+    WindowOpened,
+)
+from .frames import ErrorCode
+from .limits import Limits
+from .link import Link
+from .messages import PREFIX
+from .metadata import Metadata
+from .status import Status, StatusCode
+from .timers import Timers
+from .workers import Workers, WorkersClosed
+
+logger = logging.getLogger(__name__)
+
+_JOINED_MESSAGE = 16384
+"""Up to this size a message and its prefix are one piece; above, the message is not copied."""
+
+_SEND_PIECE = 1 << 20
+"""How much is handed to the stream at once while a large message is sent."""
+
+
+class ClientLink(Link):
+    """One connection to a server. Owns the stream; `close` ends all calls on it.
+
+    :param workers: run what may block: callbacks, and writing when the peer does not read.
+    :param timers: end calls whose writer is blocked beyond the deadline.
+    """
+
+    __slots__ = (
+        "_background",
+        "_background_wanted",
+        "_closed",
+        "_reading",
+        "_resting",
+        "calls",
+        "ended",
+        "last_headers",
+        "last_trailers",
+        "timers",
+        "users",
+        "workers",
+    )
+
+    def __init__(self, stream: Stream, workers: Workers, timers: Timers, limits: Limits) -> None:
+        super().__init__(stream, Connection(Role.CLIENT, limits))
+        self.workers = workers
+        self.timers = timers
+        self.users = 0
+        """How many calls the pool has placed here; the pool's to count."""
+        self.calls: dict[int, Call] = {}
+        self.ended: Status | None = None
+        """Why the connection is over; `None` while it is not."""
+        self.last_headers: tuple[Headers, Metadata] | None = None
+        self.last_trailers: Headers | None = None
+        self._reading = False
+        self._background: threading.Thread | None = None
+        self._background_wanted = threading.Condition(self.lock)
+        self._resting = False
+        self._closed = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new call may be placed here."""
+        return self.ended is None and not self.connection.going_away
+
+    @property
+    def in_background(self) -> bool:
+        """Whether the background thread reads, so that a caller could not do it itself."""
+        return self._background is not None and not self._resting
+
+    def still_usable(self) -> bool:
+        """Whether this idle connection is alive. Reads what came while nobody waited. Never blocks."""
+        if self.usable and self.stream.readable():
+            with self.lock:
+                self._catch_up()
+        return self.usable
+
+    def _catch_up(self) -> None:
+        try:
+            while self.usable and not self._reading and self.stream.readable():
+                self._read(timeout=0.0)
+        except TimeoutError:
+            pass  # what came was of no consequence, e.g. a session ticket of TLS
+
+    # Calls
+
+    def begin(self, call: Call, block: bytes, first: bytes | None, ends: bool) -> None:
+        """Open a stream for `call` and send its header block, with the only or first message if there is one.
+
+        :raises ConnectionClosed: the connection takes no more calls; nothing was sent.
+        """
+        with self.lock:
+            connection = self.connection
+            if self.ended is not None:
+                raise ConnectionClosed(self.ended.details)
+            call.stream_id = stream_id = connection.open_stream()
+            call.link = self
+            self.calls[stream_id] = call
+            crowded = len(self.calls) > 1
+            connection.send_headers(stream_id, block)
+            if first is not None:
+                size = len(first)
+                if size <= _JOINED_MESSAGE and connection.window(stream_id) >= size + 5:
+                    connection.send_data(stream_id, PREFIX.pack(call.compressed, size) + first, ends)
+                    first = None
+        self._flush_for(call, guarded=crowded or first is not None)
+        if first is not None:
+            self.send_message(call, first, ends)
+
+    def send_message(self, call: Call, message: bytes, ends: bool) -> None:
+        """Send one message, as fast as the peer lets us. Returns early when the call ends."""
+        prefix = PREFIX.pack(call.compressed, len(message))
+        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
+        for number, piece in enumerate(pieces, 1):
+            view = memoryview(piece)
+            while True:
+                with self.lock:
+                    if not self._await_window(call):
+                        return
+                    part = view[:_SEND_PIECE]
+                    whole = len(part) == len(view)
+                    sent = self.connection.send_data(call.stream_id, part, ends and whole and number == len(pieces))
+                self._flush_for(call, guarded=True)
+                view = view[sent:]
+                if not view:
+                    break
+
+    def end_sending(self, call: Call) -> None:
+        """Say that the request is complete."""
+        with self.lock:
+            if call.status is None and self.connection.is_sending(call.stream_id):
+                self.connection.send_data(call.stream_id, b"", end_stream=True)
+        self._flush_for(call, guarded=True)
+
+    def cancel(self, call: Call, status: Status) -> bool:
+        """End a call from this side. False when it was over already."""
+        with self.lock:
+            if call.status is not None:
+                return False
+            self.connection.reset(call.stream_id, ErrorCode.CANCEL)
+            self.finish(call, status)
+        self.flush_or_delegate()
+        return True
+
+    def finish(self, call: Call, status: Status) -> None:
+        """A call is over. Called with `lock` held; what waits for it hears of it."""
+        self.calls.pop(call.stream_id, None)
+        callbacks = call.end(status)
+        if callbacks:
+            try:
+                self.workers.submit(lambda: _run_all(callbacks))
+            except WorkersClosed:
+                logger.debug("callbacks of %s are dropped: the channel is closed", call.method)
+
+    def _await_window(self, call: Call) -> bool:
+        """Wait until the call may send. False when it is over, or its sending half is. Called with `lock` held."""
+        connection = self.connection
+
+        def settled() -> bool:
+            if call.status is not None or not connection.is_sending(call.stream_id):
+                return True
+            return connection.window(call.stream_id) > 0
+
+        if not self.wait_for(call, settled, call.deadline):
+            self._expire(call)
+        return call.status is None and connection.is_sending(call.stream_id)
+
+    def _expire(self, call: Call) -> None:
+        self.connection.reset(call.stream_id, ErrorCode.CANCEL)
+        self.finish(call, Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+
+    def expire(self, call: Call) -> None:
+        """The call's deadline has passed."""
+        self.cancel(call, Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+
+    # Writing
+
+    def _flush_for(self, call: Call, guarded: bool) -> None:
+        """Write, and end the connection if that is not done by the call's deadline.
+
+        A small request on a connection without other calls cannot block: the peer has read all that came before it.
+
+        :param guarded: whether it could block.
+        """
+        guard = None
+        if guarded and call.deadline is not None:
+            guard = self.timers.at(call.deadline, self._give_up_writing)
+        try:
+            self.flush()
+        except StreamError as error:
+            self.fail(str(error))
+        finally:
+            if guard is not None:
+                guard.cancel()
+
+    def _give_up_writing(self) -> None:
+        # Half a frame may have been written: nothing can follow it.
+        self.stream.close()
+
+    def flush_or_delegate(self) -> None:
+        """Write if that cannot block; otherwise let a worker do it."""
+        try:
+            if self.connection.has_data_to_send and not self.flush_without_waiting():
+                self.workers.submit(self._flush_in_background)
+        except StreamError as error:
+            self.fail(str(error))
+        except WorkersClosed:
+            logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
+
+    def _flush_in_background(self) -> None:
+        try:
+            self.flush()
+        except StreamError as error:
+            self.fail(str(error))
+
+    # Reading
+
+    def wait_for_end(self, call: Call) -> None:
+        """Wait, reading if nobody else does, until the call is over. For callers that nobody can cancel."""
+        with self.lock:
+            if not self.wait_for(call, call.is_over, call.deadline, may_read=True):
+                self._expire(call)
+            if self.calls and not self._reading:
+                self._start_background()
+
+    def wait_for(
+        self, call: Call, settled: Callable[[], bool], deadline: float | None, *, may_read: bool = False
+    ) -> bool:
+        """Wait until `settled()`. False when the deadline passed first. Called with `lock` held, which is let go."""
+        while not settled():
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return False
+            if may_read and not self._reading:
+                try:
+                    self._read(remaining)
+                except TimeoutError:
+                    continue
+            else:
+                self.read_for_others()
+                call.wait_for_news(remaining)
+        return True
+
+    def read_for_others(self) -> None:
+        """See to it that somebody reads. Called with `lock` held."""
+        if not self._reading:
+            self._start_background()
+
+    def _read(self, timeout: float | None) -> None:
+        """Take the role, read once, give the role back. Called with `lock` held, which is let go while reading.
+
+        :raises TimeoutError: nothing came.
+        """
+        self._reading = True
+        self.lock.release()
+        failure = ""
+        data = b""
+        try:
+            if self.connection.has_data_to_send:
+                self.flush_or_delegate()  # what is due goes out before this thread is lost to reading
+            data = self.receive(timeout)
+        except StreamError as error:
+            failure = str(error)
+        except TimeoutError:
+            raise
+        except BaseException:
+            # Ctrl-C: some bytes may be lost, and with them the thread of what follows.
+            self.stream.close()
+            raise
+        finally:
+            self.lock.acquire()
+            self._reading = False
+        if data:
+            self._handle(self.connection.receive(data))
+        else:
+            self._fail(failure or f"{self.stream.peer} closed the connection")
+
+    def _start_background(self) -> None:
+        if self._closed or self.ended is not None:
+            return
+        if self._background is None:
+            name = f"hybridload-http2-read-{self.stream.peer}"
+            self._background = threading.Thread(target=self._read_in_background, name=name, daemon=True)
+            self._background.start()
+        elif self._resting:
+            self._resting = False
+            self._background_wanted.notify()
+
+    def _read_in_background(self) -> None:
+        with self.lock:
+            while not self._closed and self.ended is None:
+                if self._reading or not self.calls:
+                    self._resting = True
+                    self._background_wanted.wait()
+                    self._resting = False
+                else:
+                    self._read(None)
+
+    def _handle(self, events: list[Event]) -> None:
+        calls = self.calls
+        for event in events:
+            if isinstance(event, DataReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    call.on_data(event.data, event.end_stream)
+            elif isinstance(event, HeadersReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    call.on_headers(event.headers, event.end_stream)
+            elif isinstance(event, StreamEnded):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    call.unprocessed = event.by_peer and event.code == ErrorCode.REFUSED_STREAM
+                    self.finish(call, Status.of_reset(event.code, f"the stream was {event.reason}"))
+            elif isinstance(event, WindowOpened):
+                self._tell_senders(event.stream_id)
+            elif isinstance(event, GoAwayReceived):
+                self._leave_behind(event)
+            elif isinstance(event, ConnectionFailed):
+                self._fail(f"{self.stream.peer} broke the protocol: {event.reason}")
+
+    def _tell_senders(self, stream_id: int) -> None:
+        if stream_id:
+            call = self.calls.get(stream_id)
+            if call is not None:
+                call.tell()
+        else:
+            for call in self.calls.values():
+                call.tell()
+
+    def _leave_behind(self, event: GoAwayReceived) -> None:
+        for stream_id in [each for each in self.calls if each > event.last_stream_id]:
+            call = self.calls[stream_id]
+            call.unprocessed = True
+            reason = f"{self.stream.peer} goes away ({ErrorCode.name_of(event.code)}) {event.message}".rstrip()
+            self.connection.reset(stream_id, ErrorCode.CANCEL)
+            self.finish(call, Status(StatusCode.UNAVAILABLE, reason))
+
+    # The end
+
+    def fail(self, reason: str) -> None:
+        """The connection is broken: all calls on it end."""
+        with self.lock:
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        if self.ended is None:
+            self.ended = Status(StatusCode.UNAVAILABLE, reason)
+            if self.connection.failed:
+                self._say_goodbye()
+            self.stream.close()
+            self._background_wanted.notify()
+        for call in list(self.calls.values()):
+            late = call.deadline is not None and time.monotonic() >= call.deadline
+            self.finish(call, Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") if late else self.ended)
+
+    def _say_goodbye(self) -> None:
+        """Tell the peer what it did wrong, if that can be done at once."""
+        try:
+            if self.stream.writable():
+                self.stream.send_all(self.connection.data_to_send())
+        except StreamError:
+            logger.debug("%s did not wait for an explanation", self.stream.peer)
+
+    def close(self, status: Status | None = None) -> None:
+        """End all calls, with `status`, and the connection; join the background thread. Safe to call twice."""
+        with self.lock:
+            self._closed = True
+            if self.ended is None:
+                self.ended = status or Status(StatusCode.CANCELLED, "Channel closed!")
+                for call in list(self.calls.values()):
+                    self.finish(call, self.ended)
+            self._background_wanted.notify()
+            background = self._background
+        self.stream.close()
+        if background is not None and background is not threading.current_thread():
+            background.join()
+
+
+def _run_all(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception:
+            logger.exception("a callback of a call failed")

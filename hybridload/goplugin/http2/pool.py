@@ -1,0 +1,212 @@
+"""Which connection a call goes on.
+
+A unary call gets a connection of its own when there is an idle one, or room for one more: then its thread writes and
+reads by itself, which is the fastest way there is. When all are taken it shares the one that streams share (below);
+when there is none, it waits its turn, first come, first served, but never for long: after `PATIENCE` it shares the
+least busy one, because a call may be nested in another (host calls plugin calls host calls plugin) or be meant to
+block, and waiting for those is waiting for ever.
+
+Streams and futures share: one connection, read by a background thread, takes all of them, up to what the server allows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from hybridload.goplugin.streams.base import Stream
+
+from .client_link import ClientLink
+
+PATIENCE: Final = 0.02
+"""Seconds."""
+
+
+class PoolClosed(Exception):
+    """No more connections are handed out."""
+
+
+class _Turn:
+    """One thread that waits for a connection."""
+
+    __slots__ = ("arrived", "link")
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.link: ClientLink | None = None
+
+
+class Pool:
+    """Connections to one server.
+
+    :param dial: opens one; whatever it raises goes to the caller who needed it.
+    :param max_connections: how many there are at most.
+    """
+
+    def __init__(self, dial: Callable[[], Stream], adopt: Callable[[Stream], ClientLink], max_connections: int) -> None:
+        self._dial = dial
+        self._adopt = adopt
+        self._max = max_connections
+        self._lock = threading.Lock()
+        self._links: list[ClientLink] = []
+        self._idle: list[ClientLink] = []  # the last one used is the first to be used again
+        self._dialling = 0
+        self._turns: deque[_Turn] = deque()
+        self._closed = False
+
+    def take(self) -> ClientLink:
+        """A connection for one unary call. Give it back.
+
+        :raises PoolClosed: the pool is closed.
+        """
+        while self._idle:
+            link = self._take_idle()
+            if link is not None:
+                return link
+        return self._take_new_or_wait()
+
+    def take_shared(self) -> ClientLink:
+        """A connection for a stream or a future, which others use at the same time. Give it back when the call ends.
+
+        :raises PoolClosed: the pool is closed.
+        """
+        while True:
+            with self._lock:
+                link = self._share(lambda link: link.in_background or link.users == 0)
+            if link is None:
+                return self._take_new_or_wait()
+            if self._is_alive(link):
+                return link
+
+    def give_back(self, link: ClientLink) -> None:
+        """The call on `link` is over."""
+        with self._lock:
+            link.users -= 1
+            if not link.usable:
+                self._forget(link)
+            elif link.users or self._closed:
+                return
+            elif self._turns:
+                self._hand_over(link)
+                return
+            else:
+                self._idle.append(link)
+                return
+        if not link.usable and link.users == 0:
+            link.close()
+
+    def close(self) -> list[ClientLink]:
+        """Hand out nothing more; returns the connections, which the caller closes."""
+        with self._lock:
+            self._closed = True
+            links, self._links = self._links, []
+            self._idle = []
+            while self._turns:
+                self._turns.popleft().arrived.set()
+        return links
+
+    def _take_idle(self) -> ClientLink | None:
+        with self._lock:
+            if not self._idle:
+                return None
+            link = self._idle.pop()
+            link.users = 1
+        return link if self._is_alive(link) else None
+
+    def _take_new_or_wait(self) -> ClientLink:
+        while True:
+            turn = shared = None
+            with self._lock:
+                if self._closed:
+                    raise PoolClosed
+                if len(self._links) + self._dialling < self._max:
+                    self._dialling += 1
+                else:
+                    shared = self._share(lambda link: link.in_background)
+                    if shared is None:
+                        turn = _Turn()
+                        self._turns.append(turn)
+            if turn is not None:
+                shared = self._wait(turn)
+            elif shared is None:
+                return self._connect()
+            if shared is not None and self._is_alive(shared):
+                return shared
+
+    def _connect(self) -> ClientLink:
+        try:
+            link = self._adopt(self._dial())
+        except BaseException:
+            with self._lock:
+                self._dialling -= 1
+                self._wake_one()
+            raise
+        link.users = 1
+        with self._lock:
+            self._dialling -= 1
+            closed = self._closed
+            if not closed:
+                self._links.append(link)
+        if closed:
+            link.close()
+            raise PoolClosed
+        return link
+
+    def _wait(self, turn: _Turn) -> ClientLink | None:
+        """The connection that another call gave back, or after a while a shared one; none to look again."""
+        woken = turn.arrived.wait(PATIENCE)
+        with self._lock:
+            if turn in self._turns:
+                self._turns.remove(turn)
+            if woken or turn.link is not None or self._closed:
+                return turn.link
+            return self._share(lambda link: True)
+
+    def _share(self, suits: Callable[[ClientLink], bool]) -> ClientLink | None:
+        """A connection that others may be using, counted as used once more."""
+        link = self._least_busy(suits)
+        if link is not None:
+            if link.users == 0 and link in self._idle:
+                self._idle.remove(link)
+            link.users += 1
+        return link
+
+    def _is_alive(self, link: ClientLink) -> bool:
+        if link.still_usable():
+            return True
+        self._drop(link)
+        return False
+
+    def _least_busy(self, suits: Callable[[ClientLink], bool]) -> ClientLink | None:
+        """A connection with room for another call: rather one that is read in the background than one in use."""
+        fit = [link for link in self._links if link.usable and link.users < link.connection.max_streams and suits(link)]
+        return min(fit, key=lambda link: (not link.in_background, link.users), default=None)
+
+    def _drop(self, link: ClientLink) -> None:
+        """A connection that turned out to be dead, or going away."""
+        with self._lock:
+            link.users -= 1
+            self._forget(link)
+            last = link.users == 0
+        if last:
+            link.close()
+
+    def _forget(self, link: ClientLink) -> None:
+        if link in self._links:
+            self._links.remove(link)
+        if link in self._idle:
+            self._idle.remove(link)
+        self._wake_one()
+
+    def _wake_one(self) -> None:
+        """There may be room for a new connection: whoever has waited longest looks again."""
+        if self._turns:
+            self._turns.popleft().arrived.set()
+
+    def _hand_over(self, link: ClientLink) -> None:
+        turn = self._turns.popleft()
+        link.users += 1
+        turn.link = link
+        turn.arrived.set()

@@ -1,0 +1,561 @@
+"""The server's end of one connection: who reads it, and who runs the handlers.
+
+**The reading role.** One thread leads a connection: it reads, and runs a short handler by itself as soon as the request
+is complete, so that a call costs no change of thread. A handler that takes long, blocks, or calls back must hold up
+nothing, so:
+
+- Handlers that stream, in either direction, and handlers that are known to take long, run in a thread of their own.
+- While the leader is inside a handler, the server's watchdog looks at it every few milliseconds (`watchdog`). If the
+  handler has not returned, another thread is made the leader and goes on reading; the one inside the handler finishes
+  it and leaves. The method is remembered as slow for a while.
+- A leader that would have to wait in mid-answer for the client's window hands the role over at once: only somebody who
+  reads can see the window open.
+- A leader never blocks in writing what it owes as a reader (`link`).
+
+`_term` says who leads: it is raised whenever the role changes hands, and a thread whose term has passed takes nothing
+more from the connection. Requests that are complete but not begun wait in `_ready`, which goes with the role.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from hybridload.goplugin.streams.base import Stream, StreamError
+
+from .connection import Connection, Role, StreamClosed
+from .context import TRAILERS_OK, Abort, Request, Requests, RequestsEnded, ServerCall, read_request, trailers_block
+from .events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    Headers,
+    HeadersReceived,
+    StreamEnded,
+    WindowOpened,
+)
+from .frames import ErrorCode
+from .header_blocks import encode
+from .link import Link
+from .messages import PREFIX, MessageError, check_size, compress
+from .status import Status, StatusCode
+from .workers import WorkersClosed
+
+if TYPE_CHECKING:
+    from .server import Server
+
+logger = logging.getLogger(__name__)
+
+_JOINED_MESSAGE: Final = 16384
+_SEND_PIECE: Final = 1 << 20
+_KNOWN_REQUESTS: Final = 64
+_SLOW_FOR: Final = 16
+"""How many times in a row a slow method must have been quick before a leader runs it again."""
+
+
+class ServerLink(Link):
+    """One connection from a client. Owns the stream.
+
+    :param server: whose handlers, threads and limits these are.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_leading",
+        "_ready",
+        "_requests",
+        "_running",
+        "_server",
+        "_term",
+        "busy_since",
+        "calls",
+        "served",
+    )
+
+    def __init__(self, stream: Stream, server: Server) -> None:
+        super().__init__(stream, Connection(Role.SERVER, server.limits))
+        self.calls: dict[int, ServerCall] = {}
+        self.busy_since = 0.0
+        """When the leader entered the handler it is in (`time.monotonic`); 0 while it is in none."""
+        self.served = 0
+        """How many handlers leaders have run."""
+        self._server = server
+        self._ready: deque[ServerCall] = deque()
+        self._requests: dict[int, tuple[Headers, Request]] = {}
+        self._running = 0
+        self._term = 0
+        self._leading: ServerCall | None = None
+        self._ended = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is open and no handler is running."""
+        return not self.calls and not self._running
+
+    # Leading
+
+    def lead(self, term: int = 0) -> None:
+        """Read and answer until the connection ends or the role passes to another thread."""
+        try:
+            self._send_owed()
+            while True:
+                while self._ready:
+                    if not self._run(self._ready.popleft(), term):
+                        return
+                if not self._read():
+                    break
+        except WorkersClosed:
+            logger.debug("%s is not read any more: the server has stopped", self.stream.peer)
+        except Exception:
+            logger.exception("reading %s failed", self.stream.peer)
+        self.close()
+
+    def overtake(self, since: float) -> None:
+        """Let another thread lead, if the leader is still inside the handler that it entered at `since`."""
+        with self.lock:
+            if self.busy_since == since:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Make another thread the leader. Called with `lock` held, while the leader is inside a handler."""
+        call = self._leading
+        self._term += 1
+        self.busy_since = 0.0
+        self._leading = None
+        if call is not None:
+            self._server.slow[call.request.path] = _SLOW_FOR
+            self._set_timer(call)
+        try:
+            self._server.workers.submit(partial(self.lead, self._term))
+        except WorkersClosed:
+            self.stream.close()
+
+    def _run(self, call: ServerCall, term: int) -> bool:
+        """Run a call's handler, here or elsewhere. False when this thread does not lead any more."""
+        server = self._server
+        handler = call.handler
+        if handler.request_streaming or handler.response_streaming or call.request.path in server.slow:
+            self._run_elsewhere(call)
+            return True
+        self._leading = call
+        self._running += 1
+        self.served += 1
+        self.busy_since = time.monotonic()
+        if server.watchdog.resting:
+            server.watchdog.wake()
+        try:
+            self._serve_unary(call)
+        finally:
+            with self.lock:
+                self._running -= 1
+                leads = self._term == term
+                if leads:
+                    self.busy_since = 0.0
+                    self._leading = None
+        return leads
+
+    def _run_elsewhere(self, call: ServerCall) -> None:
+        with self.lock:
+            # Handlers of calls that were reset may still run: they count, or resetting would be a way around the limit.
+            crowded = self._running >= self.connection.limits.max_streams
+            if not crowded:
+                self._running += 1
+            self._set_timer(call)
+        if crowded:
+            self.finish(call, Status(StatusCode.RESOURCE_EXHAUSTED, "too many calls at once on this connection"))
+            return
+        try:
+            self._server.workers.submit(partial(self._serve_elsewhere, call))
+        except WorkersClosed:
+            with self.lock:
+                self._running -= 1
+            raise
+
+    def _serve_elsewhere(self, call: ServerCall) -> None:
+        began = time.monotonic()
+        try:
+            if call.handler.request_streaming or call.handler.response_streaming:
+                self._serve_stream(call)
+            else:
+                self._serve_unary(call)
+                self._server.forgive(call.request.path, time.monotonic() - began)
+        finally:
+            with self.lock:
+                self._running -= 1
+            self._server.call_ended()
+
+    # Reading
+
+    def _send_owed(self) -> None:
+        try:
+            if self.connection.has_data_to_send:
+                self.flush_or_delegate()
+        except StreamError:
+            return
+
+    def _read(self) -> bool:
+        """Read once. False at the end of the connection."""
+        try:
+            if self.connection.has_data_to_send:
+                self.flush_or_delegate()
+            data = self.receive()
+        except StreamError as error:
+            logger.debug("%s: %s", self.stream.peer, error)
+            return False
+        if not data:
+            return False
+        with self.lock:
+            arrived = self._handle(self.connection.receive(data))
+        for call in arrived:
+            self._admit(call)
+        return not self.connection.failed
+
+    def _handle(self, events: list[Event]) -> list[ServerCall]:
+        """Note what came. Returns the calls that may now be admitted, or run. Called with `lock` held."""
+        arrived: list[ServerCall] = []
+        calls = self.calls
+        for event in events:
+            if isinstance(event, DataReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    self._settle(call, call.on_data(event.data, event.end_stream))
+                    if event.end_stream and call.handler is not None:
+                        arrived.append(call)
+            elif isinstance(event, HeadersReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:  # trailers: of no interest but for the end
+                    self._settle(call, call.on_end())
+                else:
+                    call = self._open(event)
+                if call.handler is None or event.end_stream:
+                    arrived.append(call)
+            elif isinstance(event, StreamEnded):
+                call = calls.pop(event.stream_id, None)
+                if call is not None:
+                    self._call_back(call.end())
+            elif isinstance(event, WindowOpened):
+                self._tell_senders(event.stream_id)
+            elif isinstance(event, ConnectionFailed):
+                logger.warning("%s broke the protocol: %s", self.stream.peer, event.reason)
+        return arrived
+
+    def _open(self, event: HeadersReceived) -> ServerCall:
+        call = ServerCall(self, event.stream_id, self._request(event.headers), self._server.max_receive)
+        call.request_ended = event.end_stream
+        self.calls[event.stream_id] = call
+        return call
+
+    def _request(self, headers: Headers) -> Request:
+        """What the headers say; taken apart once for as long as the same object comes (see `header_blocks`)."""
+        known = self._requests.get(id(headers))
+        if known is not None and known[0] is headers:
+            return known[1]
+        request = read_request(headers)
+        if len(self._requests) >= _KNOWN_REQUESTS:
+            self._requests.clear()
+        self._requests[id(headers)] = (headers, request)
+        return request
+
+    def _admit(self, call: ServerCall) -> None:
+        """Find the handler of a call that has just come, and make it ready once its request is complete."""
+        if call.over or call.started:
+            return
+        if call.handler is None:
+            if call.request.refusal:
+                self._refuse(call)
+                return
+            call.handler = self._server.handler_of(call.request)
+            if call.handler is None:
+                self.finish(call, Status(StatusCode.UNIMPLEMENTED, f"Method not found! ({call.request.path})"))
+                return
+        if call.handler.request_streaming:
+            call.started = True
+            self._ready.append(call)
+        elif call.request_ended:
+            call.started = True
+            if len(call.messages) == 1:
+                self._ready.append(call)
+            else:
+                what = "several messages" if call.messages else "no message"
+                self.finish(call, Status(StatusCode.INTERNAL, f"{what} in a unary request"))
+
+    def _refuse(self, call: ServerCall) -> None:
+        """Answer what is HTTP/2 but not gRPC."""
+        with self.lock:
+            block = encode(((b":status", call.request.refusal), (b"content-type", b"application/grpc")))
+            self._last_words(call, block)
+        self.flush_or_delegate()
+
+    def _settle(self, call: ServerCall, status: Status | None) -> None:
+        if status is not None:
+            self._finish(call, status)
+
+    def _tell_senders(self, stream_id: int) -> None:
+        if stream_id:
+            call = self.calls.get(stream_id)
+            if call is not None:
+                call.tell()
+        else:
+            for call in self.calls.values():
+                call.tell()
+
+    # Running a handler
+
+    def _serve_unary(self, call: ServerCall) -> None:
+        handler = call.handler
+        try:
+            request = self._deserialized(call.messages.popleft(), handler)
+            response = handler.unary_unary(request, call.context)
+            message = self._response(call, response)
+        except BaseException as error:
+            self.finish(call, self._failure(call, error))
+            return
+        self._answer(call, message)
+
+    def _response(self, call: ServerCall, response: Any) -> bytes | None:
+        """The encoded response; none where the handler set a status that makes it pointless."""
+        context = call.context
+        if context.status().code is not StatusCode.OK:
+            return None
+        return self._serialized(response, call)
+
+    def _serve_stream(self, call: ServerCall) -> None:
+        try:
+            self._stream(call)
+        except BaseException as error:
+            self.finish(call, self._failure(call, error))
+
+    def _stream(self, call: ServerCall) -> None:
+        handler = call.handler
+        context = call.context
+        if handler.request_streaming:
+            request: Any = Requests(call, handler.request_deserializer)
+        else:
+            request = self._deserialized(call.messages.popleft(), handler)
+        if not handler.response_streaming:
+            self._answer(call, self._response(call, handler.stream_unary(request, context)))
+            return
+        behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        responses = iter(behavior(request, context))
+        try:
+            for response in responses:
+                if not self.send_message(call, self._serialized(response, call)):
+                    break
+        finally:
+            close = getattr(responses, "close", None)
+            if close is not None:
+                close()
+        self.finish(call, context.status())
+
+    def _deserialized(self, message: bytes, handler: Any) -> Any:
+        if handler.request_deserializer is None:
+            return message
+        try:
+            return handler.request_deserializer(message)
+        except Exception as error:
+            raise MessageError(StatusCode.INTERNAL, f"Exception deserializing request! {error}") from error
+
+    def _serialized(self, response: Any, call: ServerCall) -> bytes:
+        serialize = call.handler.response_serializer
+        try:
+            message: bytes = response if serialize is None else serialize(response)
+            if call.context.gzip:
+                message = compress(message)
+        except Exception as error:
+            raise MessageError(StatusCode.INTERNAL, f"Failed to serialize response! {error}") from error
+        check_size(message, self._server.max_send)
+        return message
+
+    def _failure(self, call: ServerCall, error: BaseException) -> Status:
+        """What a call ends with whose handler raised."""
+        context = call.context
+        if isinstance(error, Abort) or context.aborted:
+            return context.status()
+        if isinstance(error, MessageError):
+            logger.error("%s: %s", call.request.path, error, exc_info=error)
+            return context.status_for(error.status.code, error.status.details)
+        if isinstance(error, RequestsEnded) and call.over:
+            return context.status_for(StatusCode.CANCELLED, str(error))
+        if not call.over:
+            logger.error("the handler of %s failed", call.request.path, exc_info=error)
+        return context.status_for(StatusCode.UNKNOWN, f"Exception calling application: {error}")
+
+    # Answering
+
+    def _answer(self, call: ServerCall, message: bytes | None) -> None:
+        """The only response, if any, and the status."""
+        if message is not None and len(message) <= _JOINED_MESSAGE and self._answer_at_once(call, message):
+            self._flush_or_end()
+            return
+        if message is None or self.send_message(call, message):
+            self.finish(call, call.context.status())
+
+    def _answer_at_once(self, call: ServerCall, message: bytes) -> bool:
+        """All of a small answer, if the window has room."""
+        connection = self.connection
+        context = call.context
+        with self.lock:
+            if call.over or connection.failed:
+                return True
+            if connection.window(call.stream_id) < len(message) + 5:
+                return False
+            if not call.initial_sent:
+                call.initial_sent = True
+                connection.send_headers(call.stream_id, context.response_head())
+            connection.send_data(call.stream_id, PREFIX.pack(context.gzip, len(message)) + message)
+            self._finish(call, context.status())
+            return True
+
+    def send_initial(self, call: ServerCall) -> None:
+        """Send the response's headers without waiting for the first response."""
+        with self.lock:
+            if not call.over:
+                self._send_initial(call)
+        self._flush_or_end()
+
+    def _send_initial(self, call: ServerCall) -> None:
+        if not call.initial_sent:
+            call.initial_sent = True
+            self.connection.send_headers(call.stream_id, call.context.response_head())
+
+    def send_message(self, call: ServerCall, message: bytes) -> bool:
+        """Send one response, as fast as the client lets us. False when the call is over."""
+        prefix = PREFIX.pack(call.context.gzip, len(message))
+        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                with self.lock:
+                    if call.over:
+                        return False
+                    self._send_initial(call)
+                    if not self._await_window(call):
+                        return False
+                    sent = self.connection.send_data(call.stream_id, view[:_SEND_PIECE])
+                self._flush_or_end()
+                view = view[sent:]
+        return not call.over
+
+    def _await_window(self, call: ServerCall) -> bool:
+        """Wait until the client lets us send. False when the call is over. Called with `lock` held."""
+        while not call.over and not self.connection.failed:
+            if self.connection.window(call.stream_id) > 0:
+                return True
+            if self._leading is call:
+                self._hand_over()
+            self.lock.release()
+            try:
+                self._flush_or_end()  # what was sent so far is what opens the window
+            finally:
+                self.lock.acquire()
+            if not call.over and not self.connection.failed and not self.connection.window(call.stream_id):
+                call.wait_for_news()
+        return False
+
+    def finish(self, call: ServerCall, status: Status) -> bool:
+        """End a call with a status. False when it was over."""
+        with self.lock:
+            if call.over:
+                return False
+            self._finish(call, status)
+        self._flush_or_end()
+        return True
+
+    def _finish(self, call: ServerCall, status: Status) -> None:
+        """As `finish`, with `lock` held, and without sending."""
+        if status.code is StatusCode.OK and not status.details and not status.trailing_metadata:
+            block = TRAILERS_OK
+        else:
+            block = trailers_block(status, self.connection.peer_max_headers)
+        self._last_words(call, block if call.initial_sent else call.context.response_head() + block)
+
+    def _last_words(self, call: ServerCall, block: bytes) -> None:
+        """End our half of the stream with a header block, and the client's too if it is still open."""
+        connection = self.connection
+        try:
+            connection.send_headers(call.stream_id, block, end_stream=True)
+        except StreamClosed:
+            logger.debug("%s ended before it could be answered", call.request.path)
+        if not call.request_ended:
+            # Nobody reads the rest of the request (RFC 9113, section 8.1).
+            connection.reset(call.stream_id, ErrorCode.NO_ERROR)
+        self.calls.pop(call.stream_id, None)
+        callbacks = call.end()
+        if callbacks:
+            self._call_back(callbacks)
+
+    def _call_back(self, callbacks: list[Callable[[], None]]) -> None:
+        for callback in callbacks:
+            try:
+                self._server.workers.submit(callback)
+            except WorkersClosed:
+                logger.debug("a callback is dropped: the server has stopped")
+
+    def _set_timer(self, call: ServerCall) -> None:
+        """End the call at its deadline. Not for handlers that a leader runs: those are short."""
+        if call.deadline is not None and call.timer is None and not call.over:
+            expired = Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            call.timer = self._server.timers.at(call.deadline, partial(self._expire, call, expired))
+
+    def _expire(self, call: ServerCall, status: Status) -> None:
+        with self.lock:
+            if call.over:
+                return
+            self._finish(call, status)
+        self.flush_or_delegate()
+
+    # Writing
+
+    def _flush_or_end(self) -> None:
+        try:
+            self.flush()
+        except StreamError as error:
+            logger.debug("%s: %s", self.stream.peer, error)
+            self.stream.close()
+
+    def flush_or_delegate(self) -> None:
+        """Write if that cannot block; otherwise let a worker do it."""
+        try:
+            if self.connection.has_data_to_send and not self.flush_without_waiting():
+                self._server.workers.submit(self._flush_or_end)
+        except StreamError:
+            self.stream.close()
+        except WorkersClosed:
+            logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
+
+    # The end
+
+    def go_away(self) -> None:
+        """Take no new calls; those that are open go on."""
+        with self.lock:
+            self.connection.go_away()
+        self.flush_or_delegate()
+
+    def close(self) -> None:
+        """End the connection and all calls on it. Safe to call twice."""
+        with self.lock:
+            if self._ended:
+                return
+            self._ended = True
+            explain = self.connection.failed
+        if explain:
+            self._say_goodbye()
+        self.stream.close()
+        with self.lock:
+            for call in list(self.calls.values()):
+                self._call_back(call.end())
+            self.calls.clear()
+        self._server.link_ended(self)
+
+    def _say_goodbye(self) -> None:
+        """Tell the peer what it did wrong, if that can be done at once."""
+        try:
+            if self.stream.writable():
+                self.stream.send_all(self.connection.data_to_send())
+                self.stream.close_write()
+        except StreamError:
+            logger.debug("%s did not wait for an explanation", self.stream.peer)

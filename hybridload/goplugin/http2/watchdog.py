@@ -1,0 +1,84 @@
+"""Sees to it that a handler which takes long does not hold up its connection.
+
+One thread for a server. While handlers are being run by the threads that read, it looks every `INTERVAL` whether one is
+still in the handler it was in before, and lets another thread read that connection. When nothing has been called for a
+while it rests, and costs nothing until a reader wakes it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .server_link import ServerLink
+
+INTERVAL: Final = 0.003
+"""Seconds. A handler holds its connection up for at most twice as long, and only the first time it is slow."""
+
+_QUIET_LOOKS: Final = 20
+
+
+class Watchdog:
+    """Started with `start`, joined by `close`.
+
+    :param links: the connections there are.
+    """
+
+    def __init__(self, name: str, links: Callable[[], Iterable[ServerLink]]) -> None:
+        self.resting = True
+        """Whether it has to be woken when a reader enters a handler."""
+        self._links = links
+        self._awake = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self.resting = False
+        self._awake.set()
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        self._closing.set()
+        self._awake.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._awake.wait()
+            self._awake.clear()
+            self._watch()
+
+    def _watch(self) -> None:
+        """Look until nothing has happened for a while."""
+        quiet = 0
+        served = -1
+        while quiet < _QUIET_LOOKS:
+            if self._closing.wait(INTERVAL):
+                return
+            before, served = served, self._look()
+            quiet = quiet + 1 if served == before else 0
+        # A reader that enters a handler from here on wakes us; one that just did is seen by this last look.
+        self.resting = True
+        if self._anybody_busy():
+            self.wake()
+
+    def _look(self) -> int:
+        """Overtake who has been busy for too long. Returns a number that changes when anything was called."""
+        served = 0
+        now = time.monotonic()
+        for link in self._links():
+            since = link.busy_since
+            if since and now - since >= INTERVAL:
+                link.overtake(since)
+            served += link.served
+        return served
+
+    def _anybody_busy(self) -> bool:
+        return any(link.busy_since for link in self._links())
