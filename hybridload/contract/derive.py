@@ -25,6 +25,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from hybridload.contract.descriptors import Given, private_pool, well_known_files
+from hybridload.contract.elements import plain_name
 from hybridload.contract.hints import (
     Enumeration,
     Maybe,
@@ -35,7 +36,6 @@ from hybridload.contract.hints import (
     Shape,
     Table,
 )
-from hybridload.contract.values import plain_name
 from hybridload.contract.wire import RESULT, Wire, given_wire
 from hybridload.errors import ContractError
 

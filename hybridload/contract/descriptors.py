@@ -23,8 +23,8 @@ from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 
+from hybridload.contract.elements import listed, plain_name
 from hybridload.contract.hints import Misfit
-from hybridload.contract.values import listed, plain_name
 from hybridload.errors import ContractError
 
 if TYPE_CHECKING:

@@ -260,6 +260,7 @@ class _Completion:
             with completed._lock:
                 if completed._service is None:
                     completed._service = service
+                completed._names = {}  # they keep a frame's values alive
         return self.services[contract]
 
 
