@@ -139,6 +139,10 @@ class CallTimeout(PluginError, TimeoutError):
     """A call did not end within its deadline."""
 
 
+class BrokerError(PluginError):
+    """A brokered connection did not come about: nobody accepts the id, or the plugin's broker is gone."""
+
+
 class RemoteError(PluginError):
     """An exception of the plugin that has no counterpart here, or the remote end of a rebuilt exception's cause chain.
 

@@ -1,0 +1,375 @@
+"""go-plugin's broker: further connections between a host and its plugin, in either direction, under ids.
+
+The rules, read off go-plugin v1.8.0 (grpc_broker.go):
+
+- An id belongs to the side that accepts. Both sides count from 1, each for itself.
+- `accept` listens on a fresh address and tells the other side of it over the broker's stream; `dial` waits up to
+  `PATIENCE` seconds to be told. What nobody claims within that time is forgotten.
+- Multiplexed there are no addresses: the dialer *knocks* for an id, the acceptor acknowledges, and the next stream
+  that the dialer opens is for that id. One knock at a time, so that streams and knocks pair up.
+- A knock for an id that nobody accepts yet waits for the acceptor, but never longer than its dialer does: an
+  acknowledgement that comes too late would give the id somebody else's stream. Go's broker leaves it unanswered; ours
+  answers with an error.
+
+The broker's own stream (plugin.GRPCBroker/StartStream) is a pipe to it: `outgoing` is what is to be sent, `receive`
+takes what came. Whoever has the stream, client or server, moves the messages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hybridload.errors import BrokerError
+from hybridload.goplugin.grpc import messages
+from hybridload.goplugin.grpc.engine import Endpoint, Engine, Server
+from hybridload.goplugin.streams.base import Listener, Stream, StreamClosed
+from hybridload.goplugin.transport import Transport
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that a dial waits for the acceptor, and an unclaimed offer is kept."""
+_KNOCK_PATIENCE = PATIENCE - 1.0
+_END = None
+
+
+class GRPCBroker:
+    """Opens and accepts further connections. Safe from any thread.
+
+    :param transport: how connections are made.
+    :param engine: what carries gRPC on them.
+    :param lanes: the threads that brokered servers run calls on.
+    :param name: the plugin's name, for messages.
+    """
+
+    def __init__(self, transport: Transport, engine: Engine, lanes: Any, *, name: str) -> None:
+        self.engine = engine
+        self._transport = transport
+        self._lanes = lanes
+        self._name = name
+        self._ids = itertools.count(1)
+        self._changed = threading.Condition()
+        self._offers: dict[int, tuple[float, Any]] = {}
+        self._answers: dict[int, Any] = {}
+        self._knocks: dict[int, float] = {}
+        self._accepting: dict[int, KnockedListener] = {}
+        self._knocking = threading.Lock()
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._owned: set[Any] = set()
+        self._closed = False
+
+    def next_id(self) -> int:
+        """An id that this side has not used yet."""
+        return next(self._ids)
+
+    def accept(self, service_id: int) -> Listener:
+        """Listen for the other side's connections to an id of this side. The caller closes the listener.
+
+        :raises BrokerError: the broker is closed, or the id is being accepted already.
+        """
+        if self._transport.multiplexed:
+            return self._accept_knocks(service_id)
+        self._refuse_closed()
+        listener = self._transport.listen()
+        self._send(service_id=service_id, network=listener.network, address=self._transport.translated(listener))
+        return listener
+
+    def dial(self, service_id: int) -> Any:
+        """A channel to what the other side serves under an id of its own. The caller closes it.
+
+        :returns: shaped as `grpc.Channel`.
+        :raises BrokerError: nobody accepts the id within five seconds, or the broker is closed.
+        """
+        opened = self._opener(service_id)
+        # The first connection is made here, so that whoever dials learns at once when nobody answers.
+        first: list[Stream] = [opened()]
+        channel = self.engine.channel(
+            Endpoint(lambda: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}")
+        )
+        return _Dialled(self, channel, first)
+
+    def accept_and_serve(
+        self, service_id: int, register: Callable[[Server], None], *, on_idle: Callable[[], None] | None = None
+    ) -> BrokeredServer:
+        """Accept an id and serve gRPC on it.
+
+        :param register: adds servicers, e.g. ``lambda server: add_CounterServicer_to_server(counter, server)``.
+        :param on_idle: called each time the last connection has ended.
+        :returns: the server, which serves until it is closed; closing the broker closes it too.
+        :raises BrokerError: as `accept`.
+        """
+        server = self.engine.server(self._lanes, on_idle=on_idle)
+        register(server)
+        served = BrokeredServer(self, server)
+        self._own(served)
+        try:
+            server.serve(self.accept(service_id))
+        except BaseException:
+            served.close()
+            raise
+        return served
+
+    def close(self) -> None:
+        """End the broker's stream and everything that it serves or dialled. Safe to call twice."""
+        with self._changed:
+            self._closed = True
+            owned, self._owned = self._owned, set()
+            listeners = list(self._accepting.values())
+            self._changed.notify_all()
+        self._outgoing.put(_END)
+        for each in (*owned, *listeners):
+            each.close()
+
+    # -- the broker's own stream
+
+    def outgoing(self) -> Iterator[Any]:
+        """The messages for the other side, as they come, until the broker is closed."""
+        while (message := self._outgoing.get()) is not _END:
+            yield message
+        self._outgoing.put(_END)
+
+    def receive(self, info: Any) -> None:
+        """Take a message of the other side."""
+        with self._changed:
+            self._forget_stale()
+            if info.HasField("knock"):
+                if info.knock.ack:
+                    self._answers[info.service_id] = info.knock
+                elif info.knock.knock:
+                    self._knocks[info.service_id] = time.monotonic()
+                    self._answer_knock(info.service_id)
+            else:
+                self._offers[info.service_id] = (time.monotonic(), info)
+            self._changed.notify_all()
+        if info.HasField("knock") and info.knock.knock and not info.knock.ack:
+            self._refuse_later(info.service_id)
+
+    # -- dialling
+
+    def _opener(self, service_id: int) -> Callable[[], Stream]:
+        if self._transport.multiplexed:
+            return lambda: self._knock(service_id)
+        info = self._await(lambda: self._offers.pop(service_id, None), service_id)[1]
+        return lambda: self._transport.connect(info.network, info.address, PATIENCE)
+
+    def _knock(self, service_id: int) -> Stream:
+        with self._knocking:
+            with self._changed:
+                self._answers.pop(service_id, None)
+            self._send(service_id=service_id, knock={"knock": True})
+            answer = self._await(lambda: self._answers.pop(service_id, None), service_id)
+            if answer.error or not answer.knock:
+                raise BrokerError(
+                    f"Plugin {self._name!r}: the other side refused the brokered id {service_id}: {answer.error}.",
+                    plugin=self._name,
+                )
+            return self._transport.open()
+
+    def _await(self, found: Callable[[], Any], service_id: int) -> Any:
+        value = None
+
+        def arrived() -> bool:
+            nonlocal value
+            value = found()
+            return value is not None or self._closed
+
+        with self._changed:
+            self._changed.wait_for(arrived, PATIENCE)
+        if value is not None:
+            return value
+        self._refuse_closed()
+        raise BrokerError(
+            f"Plugin {self._name!r}: nobody accepts the brokered id {service_id}; waited {PATIENCE:g} s. "
+            "The other side must accept an id within that time of handing it out.",
+            plugin=self._name,
+        )
+
+    # -- accepting knocks
+
+    def _accept_knocks(self, service_id: int) -> KnockedListener:
+        with self._changed:
+            self._refuse_closed()
+            if service_id in self._accepting:
+                raise BrokerError(
+                    f"Plugin {self._name!r}: the brokered id {service_id} is being accepted already.", plugin=self._name
+                )
+            listener = KnockedListener(service_id, self._done_accepting)
+            self._accepting[service_id] = listener
+            self._answer_knock(service_id)
+        return listener
+
+    def _answer_knock(self, service_id: int) -> None:
+        """Open the door for a knock that waits, if somebody accepts its id; called with the lock held."""
+        listener, since = self._accepting.get(service_id), self._knocks.get(service_id)
+        if listener is None or since is None:
+            return
+        del self._knocks[service_id]
+        if time.monotonic() - since < _KNOCK_PATIENCE:
+            self._transport.expect(listener)
+            self._send(service_id=service_id, knock={"knock": True, "ack": True})
+
+    def _refuse_later(self, service_id: int) -> None:
+        def refuse() -> None:
+            with self._changed:
+                if self._knocks.pop(service_id, None) is None or self._closed:
+                    return
+            error = f"nobody accepts the id {service_id}"
+            self._send(service_id=service_id, knock={"knock": True, "ack": True, "error": error})
+
+        with self._changed:
+            if service_id not in self._knocks:
+                return
+        timer = _Timer(_KNOCK_PATIENCE, refuse, self._disown, f"hybridload {self._name} knock")
+        self._own(timer)
+        timer.start()
+
+    def _done_accepting(self, listener: KnockedListener) -> None:
+        with self._changed:
+            if self._accepting.get(listener.service_id) is listener:
+                del self._accepting[listener.service_id]
+
+    # -- common
+
+    def _send(self, **fields: Any) -> None:
+        self._outgoing.put(messages.ConnInfo(**fields))
+
+    def _forget_stale(self) -> None:
+        now = time.monotonic()
+        for service_id, (since, _) in list(self._offers.items()):
+            if now - since > PATIENCE:
+                del self._offers[service_id]
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise BrokerError(f"Plugin {self._name!r}: its broker is closed, as the plugin is.", plugin=self._name)
+
+    def _own(self, closable: Any) -> None:
+        with self._changed:
+            self._refuse_closed()
+            self._owned.add(closable)
+
+    def _disown(self, closable: Any) -> None:
+        with self._changed:
+            self._owned.discard(closable)
+
+
+class BrokeredServer:
+    """A gRPC server on a brokered id."""
+
+    def __init__(self, broker: GRPCBroker, server: Server) -> None:
+        self._broker = broker
+        self._server = server
+
+    def close(self) -> None:
+        """Stop serving. Calls in flight are ended. Safe to call twice."""
+        self._broker._disown(self)
+        self._server.stop(0)
+
+
+class KnockedListener:
+    """The streams that were knocked for under one id."""
+
+    network = "yamux"
+
+    def __init__(self, service_id: int, on_close: Callable[[KnockedListener], None]) -> None:
+        self.service_id = service_id
+        self.address = f"id {service_id}"
+        self._on_close = on_close
+        self._streams: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def put(self, stream: Stream) -> None:
+        """Hand over a stream that was knocked for; closed at once when nobody accepts any more."""
+        with self._lock:
+            if not self._closed:
+                self._streams.put(stream)
+                return
+        stream.close()
+
+    def accept(self, timeout: float | None = None) -> Stream:
+        """The next stream that the other side opened for this id.
+
+        :raises TimeoutError, StreamClosed: as every listener.
+        """
+        try:
+            stream = self._streams.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError(f"nobody dialled the brokered {self.address} in time") from None
+        if stream is None:
+            self._streams.put(None)
+            raise StreamClosed(f"the listener for the brokered {self.address} was closed")
+        return stream
+
+    def close(self) -> None:
+        """Accept nothing more. Streams that nobody took are closed. Safe to call twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._on_close(self)
+        while True:
+            try:
+                stream = self._streams.get_nowait()
+            except queue.Empty:
+                break
+            if stream is not None:
+                stream.close()
+        self._streams.put(None)
+
+
+class _Dialled:
+    """A dialled channel, which the broker closes when its user forgot to."""
+
+    def __init__(self, broker: GRPCBroker, channel: Any, unused: list[Stream]) -> None:
+        self._broker = broker
+        self._channel = channel
+        self._unused = unused
+        for name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            setattr(self, name, getattr(channel, name))
+        try:
+            broker._own(self)
+        except BrokerError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the channel. Safe to call twice."""
+        self._broker._disown(self)
+        self._channel.close()
+        while self._unused:
+            self._unused.pop().close()
+
+    def __enter__(self) -> _Dialled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Timer(threading.Thread):
+    """Does something later, unless it is closed before; joined by `close`."""
+
+    def __init__(self, delay: float, action: Callable[[], None], ended: Callable[[Any], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._delay = delay
+        self._action = action
+        self._finished = ended
+        self._cancelled = threading.Event()
+
+    def run(self) -> None:
+        if not self._cancelled.wait(self._delay):
+            self._action()
+            self._finished(self)
+
+    def close(self) -> None:
+        """Do not do it, and wait for the thread."""
+        self._cancelled.set()
+        if threading.current_thread() is not self:
+            self.join()

@@ -1,0 +1,75 @@
+"""What carries gRPC: the seam between go-plugin's services and the library that moves their bytes.
+
+A channel has the shape of `grpc.Channel` and a server that of `grpc.Server`, as far as generated code uses them, so
+that `*_pb2_grpc.py` runs on any engine. Who reads and writes the bytes is the engine's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+from hybridload.goplugin.line import Network
+from hybridload.goplugin.streams.base import Listener, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a channel's connections lead.
+
+    :param open: opens one more connection; called whenever the channel needs one.
+    :param plain: network and address, when what is on the wire is nothing but gRPC, for engines that connect by
+        themselves; `None` under TLS or yamux.
+    :param name: for messages.
+    """
+
+    open: Callable[[], Stream]
+    name: str
+    plain: tuple[Network, str] | None = None
+
+
+class Server(Protocol):
+    """A gRPC server; to generated code it is a `grpc.Server`."""
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
+        """Serve what the handlers know; earlier ones are asked first."""
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """Serve a service's methods; what generated code calls besides the former."""
+
+    def abort(
+        self, context: Any, code: str, message: str, trailing_metadata: Sequence[tuple[str, str | bytes]] = ()
+    ) -> NoReturn:
+        """End a call with a status; never returns.
+
+        :param code: the status code's name, e.g. ``"NOT_FOUND"``.
+        """
+
+    def serve(self, listener: Listener) -> None:
+        """Serve every stream that a listener accepts, from now until `stop`. Returns at once; the server closes it."""
+
+    def refuse_calls(self) -> None:
+        """Answer new calls of the user's methods with UNAVAILABLE; those in flight, and the protocol's own, go on."""
+
+    def stop(self, grace: float) -> bool:
+        """Take no new calls, give those in flight `grace` seconds, end the others; whether the end came in time."""
+
+
+class Engine(Protocol):
+    """Opens channels and makes servers."""
+
+    name: str
+    rpc_error: tuple[type[Exception], ...]
+    """What calls on a channel raise; those with `code()`, `details()` and `trailing_metadata()` come from the peer."""
+
+    def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
+        """A channel, shaped as `grpc.Channel`, that connects at the first call."""
+
+    def server(
+        self, lanes: Any, options: Sequence[tuple[str, Any]] = (), *, on_idle: Callable[[], None] | None = None
+    ) -> Server:
+        """A server that runs calls on the threads of `lanes`.
+
+        :param on_idle: called each time the last of its connections has ended.
+        """

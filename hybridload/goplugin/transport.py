@@ -1,0 +1,154 @@
+"""How connections between a host and its plugin are made: sockets, TLS on them, or streams of one yamux session.
+
+A transport knows one plugin process. The broker and the main connection ask it; nobody else opens a socket.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hybridload.goplugin.streams.base import Listener, Stream, StreamError
+from hybridload.goplugin.streams.sockets import connect, listen_unix
+from hybridload.goplugin.streams.tls import TLSListener, TLSStream
+
+log = logging.getLogger(__name__)
+
+SERVER_NAME = "localhost"
+"""Whom every certificate of go-plugin is for."""
+_EXPECTATION = 10.0
+"""Seconds after which a knocked stream that never came is no longer expected."""
+
+
+class Transport(Protocol):
+    """How connections are made, apart from the first."""
+
+    multiplexed: bool
+
+    def listen(self) -> Listener:
+        """A fresh listener for the other side's connections; not when multiplexed."""
+
+    def translated(self, listener: Listener) -> str:
+        """A listener's address as the other side knows it."""
+
+    def connect(self, network: str, address: str, timeout: float) -> Stream:
+        """Connect to an address that the other side told; not when multiplexed."""
+
+    def open(self) -> Stream:
+        """Open one more stream to the other side; only when multiplexed."""
+
+    def expect(self, listener: Any) -> None:
+        """Give the next stream that the other side opens to `listener.put`; only when multiplexed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """The two contexts of one side: it serves with the one and connects with the other."""
+
+    client: ssl.SSLContext
+    server: ssl.SSLContext
+
+
+@dataclass(frozen=True, slots=True)
+class SocketTransport:
+    """Every connection is a socket of its own, under TLS or plain.
+
+    :param make_listener: opens a listener for brokered connections; a unix socket in a private folder by default.
+    """
+
+    tls: TLS | None = None
+    make_listener: Callable[[], Listener] = listen_unix
+    multiplexed: bool = field(default=False, init=False)
+
+    def listen(self) -> Listener:
+        listener = self.make_listener()
+        return listener if self.tls is None else TLSListener(listener, self.tls.server)
+
+    def translated(self, listener: Listener) -> str:
+        return listener.address
+
+    def connect(self, network: str, address: str, timeout: float) -> Stream:
+        stream = connect(network, address, timeout)
+        return stream if self.tls is None else TLSStream(stream, self.tls.client, SERVER_NAME)
+
+    def open(self) -> Stream:
+        raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
+
+    def expect(self, listener: Any) -> None:
+        raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
+
+
+class MultiplexedTransport:
+    """Every connection is a stream of one yamux session, with TLS inside each stream.
+
+    One thread accepts the streams that the other side opens: a stream that was knocked for goes to whoever accepts its
+    id, any other to `main`.
+
+    :param session: a yamux session over the one raw connection; the transport owns it.
+    :param main: takes streams that nobody knocked for; `None` refuses them (a host serves nothing else).
+    """
+
+    multiplexed = True
+
+    def __init__(
+        self, session: Any, tls: TLS | None, *, name: str, main: Callable[[Stream], None] | None = None
+    ) -> None:
+        self._session = session
+        self._tls = tls
+        self._main = main
+        self._lock = threading.Lock()
+        self._expected: collections.deque[tuple[float, Any]] = collections.deque()
+        self._thread = threading.Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
+        self._thread.start()
+
+    def listen(self) -> Listener:
+        raise NotImplementedError("a multiplexed plugin listens nowhere else")
+
+    def translated(self, listener: Listener) -> str:
+        return listener.address
+
+    def connect(self, network: str, address: str, timeout: float) -> Stream:
+        raise NotImplementedError("a multiplexed plugin has no other addresses")
+
+    def open(self) -> Stream:
+        stream: Stream = self._session.open()
+        return stream if self._tls is None else TLSStream(stream, self._tls.client, SERVER_NAME)
+
+    def expect(self, listener: Any) -> None:
+        with self._lock:
+            self._expected.append((time.monotonic(), listener))
+
+    def close(self) -> None:
+        """End the session and its thread. Safe to call twice."""
+        self._session.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                stream: Stream = self._session.accept()
+            except StreamError:
+                return
+            taker = self._taker()
+            if taker is None:
+                log.warning("a stream that nobody knocked for is refused")
+                stream.close()
+                continue
+            taker(stream if self._tls is None else TLSStream(stream, self._tls.server))
+
+    def _taker(self) -> Callable[[Stream], None] | None:
+        now = time.monotonic()
+        with self._lock:
+            while self._expected:
+                since, listener = self._expected.popleft()
+                if now - since < _EXPECTATION:
+                    put: Callable[[Stream], None] = listener.put
+                    return put
+        return self._main
