@@ -343,14 +343,11 @@ class UnaryCall(Call):
 
 
 class StreamCall(Call):
-    """A call whose response is a stream: an iterator of messages."""
+    """A call whose response is a stream."""
 
     __slots__ = ()
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
+    def next_response(self) -> Any:
         """The next message, as soon as it is there.
 
         :raises StopIteration: there are no more, and the status is OK.
@@ -371,14 +368,47 @@ class StreamCall(Call):
             link.flush_or_delegate()
         return self.deserialize(message)
 
-    def next(self) -> Any:
-        return self.__next__()
-
     def _credit(self, message: bytes) -> None:
         """Let the peer send as much again: all that came when nothing is left to consume."""
         size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
         self._uncredited -= size
         self.link.connection.consumed(self.stream_id, size)
+
+
+class Responses:
+    """What the user holds of a call whose response is a stream: an iterator of messages, and `grpc.Call`.
+
+    When it is dropped half-way the call is cancelled: not at once, as a lock may be held by whoever is collecting
+    garbage, but with the connection's next event. Call `cancel` where that matters.
+    """
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: StreamCall) -> None:
+        self._call = call
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The next message, as soon as it is there.
+
+        :raises StopIteration: there are no more, and the status is OK.
+        :raises RpcError: the call ended otherwise.
+        """
+        return self._call.next_response()
+
+    def next(self) -> Any:
+        return self._call.next_response()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._call, name)
+
+    def __del__(self) -> None:
+        if self._call.status is None:
+            self._call.link.abandoned.append(self._call)
 
 
 def _read_status(headers: Headers) -> Status:

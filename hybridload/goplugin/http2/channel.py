@@ -16,7 +16,7 @@ from typing import Any
 
 from hybridload.goplugin.streams.base import Stream, StreamError
 
-from .calls import Call, Deserializer, StreamCall, UnaryCall, iteration_failed
+from .calls import Call, Deserializer, Responses, StreamCall, UnaryCall, iteration_failed
 from .client_link import ClientLink
 from .connection import ConnectionClosed
 from .header_blocks import literal, named
@@ -348,10 +348,9 @@ class UnaryStream(_Method):
         credentials: Any = None,
         wait_for_ready: bool | None = None,
         compression: Any = None,
-    ) -> StreamCall:
+    ) -> Responses:
         make, block, gzip = self._prepare(StreamCall, timeout, metadata, compression, False)
-        call: StreamCall = self._channel.begin(make, block, self._message(request, gzip))
-        return call
+        return Responses(self._channel.begin(make, block, self._message(request, gzip)))
 
 
 class StreamUnary(_Method):
@@ -415,11 +414,11 @@ class StreamStream(_Method):
         credentials: Any = None,
         wait_for_ready: bool | None = None,
         compression: Any = None,
-    ) -> StreamCall:
+    ) -> Responses:
         make, block, _ = self._prepare(StreamCall, timeout, metadata, compression, False)
         call: StreamCall = self._channel.begin(make, block, None)
         self._channel.send_requests(call, request_iterator, self._serialize)
-        return call
+        return Responses(call)
 
 
 def is_gzip(compression: Any) -> bool:

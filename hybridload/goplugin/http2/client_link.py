@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from hybridload.goplugin.streams.base import Stream, StreamError
@@ -63,6 +64,7 @@ class ClientLink(Link):
         "_closed",
         "_reading",
         "_resting",
+        "abandoned",
         "calls",
         "ended",
         "last_headers",
@@ -79,6 +81,8 @@ class ClientLink(Link):
         self.users = 0
         """How many calls the pool has placed here; the pool's to count."""
         self.calls: dict[int, Call] = {}
+        self.abandoned: deque[Call] = deque()
+        """Calls that nobody holds any more. Appended to without a lock."""
         self.ended: Status | None = None
         """Why the connection is over; `None` while it is not."""
         self.last_headers: tuple[Headers, Metadata] | None = None
@@ -124,6 +128,8 @@ class ClientLink(Link):
             connection = self.connection
             if self.ended is not None:
                 raise ConnectionClosed(self.ended.details)
+            if self.abandoned:
+                self._cancel_abandoned()
             call.stream_id = stream_id = connection.open_stream()
             call.link = self
             self.calls[stream_id] = call
@@ -182,6 +188,13 @@ class ClientLink(Link):
                 self.workers.submit(lambda: _run_all(callbacks))
             except WorkersClosed:
                 logger.debug("callbacks of %s are dropped: the channel is closed", call.method)
+
+    def _cancel_abandoned(self) -> None:
+        while self.abandoned:
+            call = self.abandoned.popleft()
+            if call.status is None:
+                self.connection.reset(call.stream_id, ErrorCode.CANCEL)
+                self.finish(call, Status(StatusCode.CANCELLED, "nobody is left to receive the responses"))
 
     def _await_window(self, call: Call) -> bool:
         """Wait until the call may send. False when it is over, or its sending half is. Called with `lock` held."""
@@ -303,6 +316,8 @@ class ClientLink(Link):
             self._reading = False
         if data:
             self._handle(self.connection.receive(data))
+            if self.abandoned:
+                self._cancel_abandoned()
         else:
             self._fail(failure or f"{self.stream.peer} closed the connection")
 

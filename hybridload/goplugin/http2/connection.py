@@ -516,6 +516,8 @@ class Connection:
         if flags & (frames.PADDED | frames.HAS_PRIORITY):
             block = frames.without_priority(frames.without_padding(payload, flags), flags, stream_id)
         ends = bool(flags & frames.END_STREAM)
+        if len(block) > self.limits.max_headers:
+            raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, f"a header block of {len(block)} bytes")
         if flags & frames.END_HEADERS:
             self._read_block(stream_id, block, ends)
             return
@@ -523,22 +525,17 @@ class Connection:
         self._block_stream = stream_id
         self._block_ends = ends
         self._block_parts = 0
-        self._check_block()
 
     def _read_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is None:
             raise FrameError(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block += payload
         self._block_parts += 1
-        self._check_block()
+        if len(self._block) > self.limits.max_headers or self._block_parts > self.limits.max_continuations:
+            raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too large or in too many parts")
         if flags & frames.END_HEADERS:
             block, self._block = bytes(self._block), None
             self._read_block(stream_id, block, self._block_ends)
-
-    def _check_block(self) -> None:
-        assert self._block is not None
-        if len(self._block) > self.limits.max_headers or self._block_parts > self.limits.max_continuations:
-            raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "a header block that is too large or in too many parts")
 
     def _read_block(self, stream_id: int, encoded: bytes, ends: bool) -> None:
         block = self._decoder.decode(encoded)

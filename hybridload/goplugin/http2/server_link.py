@@ -57,6 +57,16 @@ _SLOW_FOR: Final = 16
 """How many times in a row a slow method must have been quick before a leader runs it again."""
 
 
+_NOT_GRPC: Final = b"This is a gRPC server. It takes POST requests with content-type application/grpc.\n"
+
+
+class _NotGrpc:
+    """Stands for the handler of a request that is not gRPC's."""
+
+    request_streaming = False
+    response_streaming = True
+
+
 class ServerLink(Link):
     """One connection from a client. Owns the stream.
 
@@ -266,7 +276,9 @@ class ServerLink(Link):
             return
         if call.handler is None:
             if call.request.refusal:
-                self._refuse(call)
+                call.started = True
+                call.handler = _NotGrpc
+                self._run_elsewhere(call)
                 return
             call.handler = self._server.handler_of(call.request)
             if call.handler is None:
@@ -282,13 +294,6 @@ class ServerLink(Link):
             else:
                 what = "several messages" if call.messages else "no message"
                 self.finish(call, Status(StatusCode.INTERNAL, f"{what} in a unary request"))
-
-    def _refuse(self, call: ServerCall) -> None:
-        """Answer what is HTTP/2 but not gRPC."""
-        with self.lock:
-            block = encode(((b":status", call.request.refusal), (b"content-type", b"application/grpc")))
-            self._last_words(call, block)
-        self.flush_or_delegate()
 
     def _settle(self, call: ServerCall, status: Status | None) -> None:
         if status is not None:
@@ -332,6 +337,9 @@ class ServerLink(Link):
     def _stream(self, call: ServerCall) -> None:
         handler = call.handler
         context = call.context
+        if handler is _NotGrpc:
+            self._refuse(call)
+            return
         if handler.request_streaming:
             request: Any = Requests(call, handler.request_deserializer)
         else:
@@ -384,6 +392,20 @@ class ServerLink(Link):
             logger.error("the handler of %s failed", call.request.path, exc_info=error)
         return context.status_for(StatusCode.UNKNOWN, f"Exception calling application: {error}")
 
+    def _refuse(self, call: ServerCall) -> None:
+        """Answer what is HTTP/2 but not gRPC: somebody with a browser, or a wrong address."""
+        with self.lock:
+            if self._is_gone(call):
+                return
+            call.initial_sent = True
+            block = encode(((b":status", call.request.refusal), (b"content-type", b"text/plain")))
+            self.connection.send_headers(call.stream_id, block)
+        self._send_all(call, memoryview(_NOT_GRPC), ends=True)
+        with self.lock:
+            if not call.over:
+                self._end(call)
+        self._flush_or_end()
+
     # Answering
 
     def _answer(self, call: ServerCall, message: bytes | None) -> None:
@@ -399,7 +421,7 @@ class ServerLink(Link):
         connection = self.connection
         context = call.context
         with self.lock:
-            if call.over or connection.failed:
+            if self._is_gone(call):
                 return True
             if connection.window(call.stream_id) < len(message) + 5:
                 return False
@@ -410,10 +432,14 @@ class ServerLink(Link):
             self._finish(call, context.status())
             return True
 
+    def _is_gone(self, call: ServerCall) -> bool:
+        """Whether nothing can be sent any more."""
+        return call.over or self.connection.failed
+
     def send_initial(self, call: ServerCall) -> None:
         """Send the response's headers without waiting for the first response."""
         with self.lock:
-            if not call.over:
+            if not self._is_gone(call):
                 self._send_initial(call)
         self._flush_or_end()
 
@@ -426,23 +452,27 @@ class ServerLink(Link):
         """Send one response, as fast as the client lets us. False when the call is over."""
         prefix = PREFIX.pack(call.context.gzip, len(message))
         pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                with self.lock:
-                    if call.over:
-                        return False
-                    self._send_initial(call)
-                    if not self._await_window(call):
-                        return False
-                    sent = self.connection.send_data(call.stream_id, view[:_SEND_PIECE])
-                self._flush_or_end()
-                view = view[sent:]
+        with self.lock:
+            if self._is_gone(call):
+                return False
+            self._send_initial(call)
+        return all(self._send_all(call, memoryview(piece)) for piece in pieces)
+
+    def _send_all(self, call: ServerCall, view: memoryview, ends: bool = False) -> bool:
+        """Send a piece of the body. False when the call is over first."""
+        while view:
+            with self.lock:
+                if not self._await_window(call):
+                    return False
+                part = view[:_SEND_PIECE]
+                sent = self.connection.send_data(call.stream_id, part, ends and len(part) == len(view))
+            self._flush_or_end()
+            view = view[sent:]
         return not call.over
 
     def _await_window(self, call: ServerCall) -> bool:
         """Wait until the client lets us send. False when the call is over. Called with `lock` held."""
-        while not call.over and not self.connection.failed:
+        while not self._is_gone(call):
             if self.connection.window(call.stream_id) > 0:
                 return True
             if self._leading is call:
@@ -452,7 +482,7 @@ class ServerLink(Link):
                 self._flush_or_end()  # what was sent so far is what opens the window
             finally:
                 self.lock.acquire()
-            if not call.over and not self.connection.failed and not self.connection.window(call.stream_id):
+            if not self._is_gone(call) and not self.connection.window(call.stream_id):
                 call.wait_for_news()
         return False
 
@@ -480,6 +510,11 @@ class ServerLink(Link):
             connection.send_headers(call.stream_id, block, end_stream=True)
         except StreamClosed:
             logger.debug("%s ended before it could be answered", call.request.path)
+        self._end(call)
+
+    def _end(self, call: ServerCall) -> None:
+        """Our half has ended: so has the call."""
+        connection = self.connection
         if not call.request_ended:
             # Nobody reads the rest of the request (RFC 9113, section 8.1).
             connection.reset(call.stream_id, ErrorCode.NO_ERROR)
