@@ -7,6 +7,7 @@ item for a stream). Errors are one line on standard error; `--debug` adds the tr
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hybridload.cli.values import read_arguments, to_json
+from hybridload.cli.values import read_arguments, read_options, to_json
 from hybridload.config import isolation_chain, load_settings
 from hybridload.errors import ConfigError, ContractError, PluginNotFound
 from hybridload.loader import Loader
@@ -135,8 +136,6 @@ def list_plugins(
     Nothing is imported or started.
     """
     _begin(context, debug)
-    import os
-
     path = config or _default_config()
     settings = load_settings(path, environ=os.environ)
     sources = Sources(settings, group=group)
@@ -249,3 +248,50 @@ def _collected(items: AsyncIterator[Any]) -> Iterator[Any]:
         return [item async for item in items]
 
     return iter(asyncio.run(collect()))
+
+
+@app.command("serve")
+def serve_plugin(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="GROUP:NAME", help="An entry point: its group and its name.")],
+    config: ConfigOption = None,
+    plugins: PluginsOption = None,
+    handshake: HandshakeOption = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="The kind it implements, when the set has several.")
+    ] = None,
+    options: Annotated[str | None, typer.Option("--options", help="Its options, as a JSON object.")] = None,
+    outlive_host: Annotated[
+        bool, typer.Option("--outlive-host", help="Stay when the host dies, to be reattached.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Serve an installed entry point to the go-plugin host that starts this command.
+
+    Give this command line to a Go host as its plugin's command.
+    """
+    context.obj.debug = debug
+    from hybridload.goplugin.launch import serve_entry_point
+
+    group, colon, name = target.rpartition(":")
+    if not (group and colon and name):
+        raise ConfigError(f"{target!r} is no entry point: give GROUP:NAME, such as hybridload.greeters:hello.")
+    path = config or _default_config()
+    settings = load_settings(path, environ=os.environ)
+    found = settings.for_plugin(name)
+    serve_entry_point(
+        group,
+        name,
+        plugins=_given(plugins, settings.host.plugins, "plugins"),
+        handshake=_given(handshake, settings.host.handshake, "handshake"),
+        kind=kind or found.kind,
+        options=dict(found.options) if options is None else read_options(options),
+        outlive_host=outlive_host,
+    )
+
+
+def _given(option: str | None, configured: str | None, what: str) -> str:
+    reference = option or configured
+    if reference is None:
+        raise ConfigError(f"Give --{what} MODULE:NAME, or set {what} in the config's [host] table.")
+    return reference

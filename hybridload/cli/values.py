@@ -62,3 +62,19 @@ def _convert(value: Any, hint: Any, method: str) -> Any:
 def to_json(value: Any) -> str:
     """A value as one line of JSON; what JSON and msgspec have no form for is shown by its `repr`."""
     return msgspec.json.encode(value, enc_hook=repr).decode()
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """A plugin's options, as the command line gives them.
+
+    :raises ConfigError: the text is not a JSON object.
+    """
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"The options {text!r} are not JSON: {error}.") from error
+    if not isinstance(options, dict):
+        raise ConfigError(
+            f'The options {text!r} are no JSON object: give named ones, such as \'{{"greeting": "Hi"}}\'.'
+        )
+    return options

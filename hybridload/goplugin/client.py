@@ -76,8 +76,8 @@ class Client:
     :param cwd: working directory; the host's by default.
     :param sync_stdout: file, text or binary, for what the plugin prints; `None` logs it line by line.
     :param sync_stderr: the same for what it prints on standard error (its log lines always go to `logger`).
-    :param logger: gets the plugin's log records; one that names a module goes to the child of that name. By default
-        ``hybridload.plugin.<name>``.
+    :param logger: gets the plugin's log records; ``hybridload.plugin.<name>`` by default.
+    :param module_logger: a record that names a module goes to that child of it; `logger` by default.
     :param lifeline: kills the plugin when the host dies; one of the client's own by default.
     :raises ConfigError: an argument is wrong.
     :raises ContractError: an interface of the set cannot travel.
@@ -102,6 +102,7 @@ class Client:
         sync_stdout: IO[Any] | None = None,
         sync_stderr: IO[Any] | None = None,
         logger: logging.Logger | None = None,
+        module_logger: logging.Logger | None = None,
         lifeline: Lifeline | None = None,
     ) -> None:
         if not isinstance(handshake, Handshake):
@@ -119,6 +120,7 @@ class Client:
         self._logger = logger or logging.getLogger(f"hybridload.plugin.{self.name}")
         self._lifeline = lifeline
         self._own_lifeline = lifeline is None
+        self._module_logger = module_logger or self._logger
         self._stdout = OutputSink(sync_stdout, self._logger.getChild("stdout"))
         self._stderr = OutputSink(sync_stderr, self._logger.getChild("stderr"))
         self._first_line = _FirstLine(self._stdout)
@@ -383,12 +385,12 @@ class Client:
     def _read_stderr(self, data: bytes) -> None:
         for entry in self._log_lines.feed(data):
             self._last_words.append(entry.message)
-            emit(entry, self._logger, self.name)
+            emit(entry, self._logger, self.name, self._module_logger)
 
     def _exited(self, returncode: int) -> None:
         for entry in self._log_lines.finish():
             self._last_words.append(entry.message)
-            emit(entry, self._logger, self.name)
+            emit(entry, self._logger, self.name, self._module_logger)
         self._first_line.finish()
         if not self._closing.is_set():
             self._logger.warning("plugin %s ended %s", self.name, describe_exit(returncode))

@@ -165,16 +165,17 @@ def _seconds(timestamp: object) -> float | None:
         return None
 
 
-def emit(entry: LogEntry, logger: logging.Logger, plugin: str) -> None:
+def emit(entry: LogEntry, logger: logging.Logger, plugin: str, modules: logging.Logger | None = None) -> None:
     """Hand an entry to `logging`, as the record that the plugin's own logger would have made.
 
     Fields become attributes of the record, as `extra` does; one that would overwrite an attribute of the record gets
     an underscore behind it.
 
-    :param logger: the entry's module is a child of it.
+    :param logger: gets entries without a module.
     :param plugin: the plugin's name, which the record carries as `record.plugin`.
+    :param modules: an entry that names a module goes to that child of it; `logger` by default.
     """
-    target = logger.getChild(entry.module) if entry.module else logger
+    target = (modules or logger).getChild(entry.module) if entry.module else logger
     if not target.isEnabledFor(entry.level):
         return
     record = target.makeRecord(target.name, entry.level, "(plugin)", 0, entry.message, (), None)

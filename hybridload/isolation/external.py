@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from hybridload.goplugin.client import Client
@@ -24,11 +25,16 @@ class ExternalBinary:
 
 
 def open_client(
-    request: Request, external: External, *, logger: Any = None, env: Mapping[str, str] | None = None
+    request: Request,
+    external: External,
+    *,
+    module_logger: logging.Logger | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> ProcessPlugin:
     """Start a plugin's process with the plugin's settings.
 
-    :param logger: gets its log records; by default one named after the plugin.
+    :param module_logger: its records that name a module go to that child of it; by default to a child of the logger
+        that is named after the plugin.
     :param env: added to the environment that the program has by its settings.
     """
     settings = request.resolution.settings
@@ -46,7 +52,7 @@ def open_client(
         name=request.name,
         env=env,
         inherit_env=inherit,
-        logger=logger,
+        module_logger=module_logger,
         lifeline=request.lifeline,
         call_timeout=settings.call_timeout,
         **given,
