@@ -24,6 +24,7 @@ from hybridload.goplugin.netrpc.gob import (
     Decoder,
     Encoder,
     Field,
+    GobCorrupt,
     GobMismatch,
     GoType,
     Limits,
@@ -53,6 +54,14 @@ RESPONSE: Final = Struct(
 )
 EMPTY: Final = Struct("")
 """Go's `struct{}`, the body of an answer that is an error."""
+
+
+def _header(decoder: Decoder, header: Struct) -> Any:
+    """The next header, or `NEED_DATA`. With any other value in its place, headers and bodies are out of step."""
+    try:
+        return decoder.next_value(header)
+    except GobMismatch as mismatch:
+        raise GobCorrupt(f"Not net/rpc, where a {header.name} was due. {mismatch}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +109,11 @@ class RpcClient:
         :param reply_type: what to make of the reply; `None` passes it over.
         :raises GobError: when the argument cannot be sent; then there is no call.
         """
-        body = self._encoder.encode(argument, argument_type)
         seq = self._next_seq
+        data = self._encoder.encode_all((_Request(method, seq), REQUEST), (argument, argument_type))
         self._next_seq += 1
         self._expected[seq] = reply_type
-        return seq, self._encoder.encode(_Request(method, seq), REQUEST) + body
+        return seq, data
 
     def forget(self, seq: int) -> None:
         """Nobody waits for this call any more; its answer will be passed over."""
@@ -132,7 +141,7 @@ class RpcClient:
 
     def _receive_header(self) -> bool:
         if self._response is None:
-            response = self._decoder.next_value(RESPONSE)
+            response = _header(self._decoder, RESPONSE)
             if response is NEED_DATA:
                 return False
             self._response = response
@@ -214,7 +223,7 @@ class RpcServer:
 
     def _receive_header(self) -> bool:
         if self._request is None:
-            request = self._decoder.next_value(REQUEST)
+            request = _header(self._decoder, REQUEST)
             if request is NEED_DATA:
                 return False
             self._request = request
@@ -249,13 +258,12 @@ class RpcServer:
 
         :raises GobError: when the value cannot be sent; nothing of it was, so `error` may be sent in its place.
         """
-        body = self._encoder.encode(value, reply_type)
-        return self._header(call, "") + body
+        return self._answer(call, "", value, reply_type)
 
     def error(self, call: Received, text: str) -> bytes:
         """What to send when the call failed. An empty text would mean success, so another stands in for it."""
-        return self._header(call, text or "error without a text") + self._encoder.encode(None, EMPTY)
+        return self._answer(call, text or "error without a text", None, EMPTY)
 
-    def _header(self, call: Received, error: str) -> bytes:
+    def _answer(self, call: Received, error: str, value: Any, value_type: GoType) -> bytes:
         name = f"{call.service}.{call.method}" if call.service else call.method
-        return self._encoder.encode(_Response(name, call.seq, error), RESPONSE)
+        return self._encoder.encode_all((_Response(name, call.seq, error), RESPONSE), (value, value_type))

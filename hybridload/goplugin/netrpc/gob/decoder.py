@@ -97,7 +97,8 @@ class Decoder:
         try:
             if not self._prepare():
                 return NEED_DATA
-            return self._read(receiver)
+            value = self._readers.outermost(self._type_id, receiver)(self._cursor)
+            self._check_end()
         except _MessageMissing:
             self._begin_scan(skipping=False)
             return NEED_DATA
@@ -106,6 +107,8 @@ class Decoder:
             raise GobMismatch(f"The received value does not fit: {misfit}.") from misfit.__cause__
         except (GobCorrupt, IndexError, RecursionError) as error:
             raise self._broken(error) from None
+        self._finish()
+        return value
 
     def skip_value(self) -> bool:
         """Pass over the next value, whatever it is. False until more bytes are fed.
@@ -124,7 +127,7 @@ class Decoder:
             raise self._broken(error) from None
 
     def _prepare(self) -> bool:
-        """Get to where a value can be tried: at the first message of one, or with all of its messages there."""
+        """Put the cursor on a value that can be tried: only its first message may be there, or all are."""
         if self._failure is not None:
             raise self._failure
         if self._scan is not None and not self._continue_scan():
@@ -134,7 +137,9 @@ class Decoder:
             message = self._frames.next_message()
             if message is None:
                 return False
-            cursor.data, cursor.pos, cursor.depth, cursor.room = message, 0, 0, self._limits.elements
+            cursor.data = message
+            cursor.pos = cursor.depth = self._message_number = 0
+            cursor.room = self._limits.elements
             type_id = read_int(cursor)
             if type_id >= 0:
                 self._messages.append(message)
@@ -144,14 +149,6 @@ class Decoder:
                 self._defined.clear()
                 self._check_end()
         return True
-
-    def _read(self, receiver: GoType) -> Any:
-        self._rewind()
-        read = self._readers.outermost(self._type_id, receiver)
-        value = read(self._cursor)
-        self._check_end()
-        self._finish()
-        return value
 
     def _rewind(self) -> None:
         cursor = self._cursor
@@ -197,6 +194,7 @@ class Decoder:
             self._finish()
         else:
             self._forget_definitions()
+            self._rewind()
         return True
 
     def _skip_in_time(self) -> None:

@@ -36,7 +36,7 @@ from hybridload.goplugin.netrpc.gob.types import (
     Uint,
     describe,
 )
-from hybridload.goplugin.netrpc.gob.wire import DEFINITION, FIRST_USER_ID, Limits, put_bytes, put_int, put_uint
+from hybridload.goplugin.netrpc.gob.wire import DEFINITION, FIRST_USER_ID, LONGEST_NAME, Limits, put_bytes, put_int
 from hybridload.goplugin.netrpc.gob.writers import Write, Writers
 
 _FORM_FIELDS: Final = {form: field for field, form in wire.FORM_FIELDS.items()}
@@ -58,6 +58,7 @@ class _Plan:
     :param lead: the zero that precedes all but structs when no other value surrounds them.
     :param definitions: the types that must have been defined, by number.
     :param sent: whether they were.
+    :param start: what a message of its own begins with: number and lead.
     """
 
     number: bytes
@@ -65,6 +66,7 @@ class _Plan:
     write: Write
     definitions: tuple[int, ...]
     sent: bool
+    start: bytes
 
 
 class Encoder:
@@ -84,7 +86,7 @@ class Encoder:
         self._definitions: dict[int, _Definition] = {}
         self._sent: set[int] = set()
         self._plans: dict[GoType, _Plan] = {}
-        self._inside: list[_Plan] = []
+        self._needed: list[_Plan] = []
 
     def encode(self, value: Any, go_type: GoType) -> bytes:
         """The value's message, after those that define what is new to the stream.
@@ -92,10 +94,21 @@ class Encoder:
         :param go_type: the declared type of the value.
         :raises GobError: when the value is not of that type, or cannot be sent; nothing of it was.
         """
-        self._inside.clear()
+        return self.encode_all((value, go_type))
+
+    def encode_all(self, *values: tuple[Any, GoType]) -> bytes:
+        """Several values, each with its declared type, as one: all of them are sent or none.
+
+        :raises GobError: when one of the values is not of its type, or cannot be sent.
+        """
+        return b"".join([self._message(*encoded) for encoded in [self._encoded(*value) for value in values]])
+
+    def _encoded(self, value: Any, go_type: GoType) -> tuple[bytearray, list[_Plan]]:
+        """A message without its count, and the plans of all types in it."""
         try:
             plan = self._plans.get(go_type) or self._plan(go_type)
-            body = bytearray(plan.number + plan.lead)
+            self._needed = needed = [plan]
+            body = bytearray(plan.start)
             plan.write(body, value)
         except Misfit as misfit:
             raise GobError(f"The value cannot be sent as {describe(go_type)}: {misfit}.") from misfit.__cause__
@@ -103,24 +116,26 @@ class Encoder:
             raise GobError("The value nests too deeply to be sent: does it contain itself?") from None
         if len(body) > self._limits.message:
             raise GobError(f"A message of {len(body)} bytes is over the limit of {self._limits.message}.")
+        return body, needed
+
+    def _message(self, body: bytearray, needed: list[_Plan]) -> bytes:
         out = bytearray()
-        if not plan.sent or self._inside:
-            self._put_definitions(out, plan)
-        put_uint(out, len(body))
-        out += body
+        for plan in needed:
+            if not plan.sent:
+                self._put_definitions(out, plan)
+        put_bytes(out, body)
         return bytes(out)
+
+    def _put_definitions(self, out: bytearray, plan: _Plan) -> None:
+        for type_id in plan.definitions:
+            if type_id not in self._sent:
+                self._sent.add(type_id)
+                put_bytes(out, self._definitions[type_id].message)
+        plan.sent = True
 
     def prepare(self, go_type: GoType) -> None:
         """Number a type and all inside it, so that the numbers do not depend on which value is sent first."""
         self._plan(go_type)
-
-    def _put_definitions(self, out: bytearray, plan: _Plan) -> None:
-        for needed in (plan, *self._inside):
-            for type_id in needed.definitions:
-                if type_id not in self._sent:
-                    self._sent.add(type_id)
-                    put_bytes(out, self._definitions[type_id].message)
-            needed.sent = True
 
     def _put_interface(self, out: bytearray, value: Any, registered: Registered | None) -> None:
         """Name, type number, length and value, as though the value were a message of its own."""
@@ -132,9 +147,8 @@ class Encoder:
         else:
             name, go_type = registered.name, registered.type
         plan = self._plans.get(go_type) or self._plan(go_type)
-        if not plan.sent:
-            self._inside.append(plan)
-        put_bytes(out, name.encode())
+        self._needed.append(plan)
+        put_bytes(out, _checked_name(name))
         out += plan.number
         body = bytearray(plan.lead)
         plan.write(body, value)
@@ -147,7 +161,8 @@ class Encoder:
         put_int(number, type_id)
         definitions = tuple(self._reachable(type_id))
         lead = b"" if isinstance(_bare(go_type), Struct) else b"\0"
-        plan = self._plans[go_type] = _Plan(bytes(number), lead, write, definitions, sent=not definitions)
+        start = bytes(number) + lead
+        plan = self._plans[go_type] = _Plan(bytes(number), lead, write, definitions, not definitions, start)
         return plan
 
     def _number(self, go_type: GoType) -> int:
@@ -204,6 +219,13 @@ class Encoder:
                 seen.add(number)
                 yield number
                 waiting += reversed(self._definitions[number].inner)
+
+
+def _checked_name(name: str) -> bytes:
+    data = name.encode("utf-8", "surrogateescape")
+    if not 0 < len(data) <= LONGEST_NAME:
+        raise Misfit(f"the registered name {name!r:.100} has {len(data)} bytes; Go takes 1 to {LONGEST_NAME}")
+    return data
 
 
 def _bare(go_type: GoType) -> GoType:

@@ -66,7 +66,6 @@ from hybridload.goplugin.netrpc.gob.wire import (
 Read: TypeAlias = Callable[[Cursor], Any]
 Maker: TypeAlias = Callable[[], Any]
 
-LONGEST_NAME: Final = 1024
 _LEFT_OUT: Final = object()
 _MAX_FLOAT32: Final = float.fromhex("0x1.fffffep+127")
 
@@ -189,7 +188,7 @@ class _Compilation:
                 return None
             if not name:
                 raise Misfit(f"expected {describe(want)}, received a nil interface; Optional would take it")
-            if len(name) > LONGEST_NAME:
+            if len(name) > wire.LONGEST_NAME:
                 raise GobCorrupt(f"Not a gob stream: a registered name of {len(name)} characters.")
             _go_deeper(cursor, deepest)
             type_id = sequence(cursor)
@@ -490,7 +489,14 @@ def _struct_reader(plan: _StructPlan, deepest: int) -> Read:
         values = blank.copy()
         index = -1
         try:
-            while delta := read_uint(cursor):
+            while True:
+                delta = cursor.data[cursor.pos]
+                if delta < 128:
+                    cursor.pos += 1
+                else:
+                    delta = read_uint(cursor)
+                if not delta:
+                    break
                 index += delta
                 if index > last:
                     raise GobCorrupt(f"Not a gob stream: field {index} of a struct of {last + 1}.")

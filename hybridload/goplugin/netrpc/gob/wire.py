@@ -21,7 +21,8 @@ from hybridload.goplugin.netrpc.gob.errors import GobCorrupt
 from hybridload.goplugin.netrpc.gob.types import Field, Form, Int, Pointer, Slice, String, Struct
 
 FIRST_USER_ID: Final = 64
-MAX_UINT: Final = (1 << 64) - 1
+LONGEST_NAME: Final = 1024
+"""Bytes in a registered name; Go refuses more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +91,22 @@ def read_complex(cursor: Cursor) -> complex:
 
 
 def read_bytes(cursor: Cursor) -> bytes:
-    length = read_uint(cursor)
-    start = cursor.pos
+    data = cursor.data
+    length = data[cursor.pos]
+    if length < 128:
+        start = cursor.pos + 1
+    else:
+        length = read_uint(cursor)
+        start = cursor.pos
     end = start + length
-    if end > len(cursor.data):
+    if end > len(data):
         raise GobCorrupt(f"Not a gob stream: {length} bytes were announced in a message that does not have them.")
     cursor.pos = end
-    return cursor.data[start:end]
+    return data[start:end]
 
 
 def read_string(cursor: Cursor) -> str:
-    return read_bytes(cursor).decode("utf-8", "surrogateescape")
+    return str(read_bytes(cursor), "utf-8", "surrogateescape")
 
 
 def put_uint(out: bytearray, number: int) -> None:
