@@ -17,8 +17,8 @@ What the peer may send on a stream, by role (anything else ends the stream, or t
             (interim 1xx responses before it are dropped)
 
 So the events of one stream are: `HeadersReceived`, then `DataReceived` any number of times, then maybe a second
-`HeadersReceived`; the last of them has `end_stream`. `StreamEnded` may come at any point after the first, and nothing
-comes after it.
+`HeadersReceived`; the last of them has `end_stream`. `StreamEnded` may come at any point (on a server, after the first:
+a stream that was never reported does not end), and nothing comes after it.
 
 **Closed streams.** Frames for a stream that *we* reset may still be under way: they are dropped (their header blocks
 are decoded, their data counts). For a stream that the peer ended itself they are its mistake and end the connection.
@@ -422,7 +422,10 @@ class Connection:
         self._queue_control(frames.rst_stream(stream_id, code))
         if known is not None:
             known.sending = known.receiving = False
-            self._events.append(StreamEnded(stream_id, code, False, reason))
+            if known.received_headers or not self._is_server:
+                self._events.append(StreamEnded(stream_id, code, False, reason))
+        if self._is_server:
+            self._spend_reset()
 
     def _end_receiving(self, stream: _Stream) -> None:
         stream.receiving = False
@@ -570,7 +573,6 @@ class Connection:
         self._highest_peer_id = stream_id
         if self.going_away or len(self._streams) >= self.limits.max_streams:
             # A peer may repeat what was refused: it is certain that nobody looked at it.
-            self._spend_reset()
             self._stream_error(stream_id, ErrorCode.REFUSED_STREAM, "no more streams")
             return None
         stream = _Stream(stream_id, self._initial_send_window, self.limits.stream_window)

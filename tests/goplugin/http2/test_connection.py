@@ -1,0 +1,532 @@
+"""The state machine: two connections that talk to each other, cut anywhere; broken frames; floods."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import pytest
+from hpack import Encoder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from hybridload.goplugin.http2 import frames
+from hybridload.goplugin.http2.connection import Connection, ConnectionClosed, Role, StreamClosed
+from hybridload.goplugin.http2.events import (
+    ConnectionFailed,
+    DataReceived,
+    GoAwayReceived,
+    HeadersReceived,
+    PingAnswered,
+    StreamEnded,
+    WindowOpened,
+)
+from hybridload.goplugin.http2.frames import ErrorCode
+from hybridload.goplugin.http2.header_blocks import encode
+from hybridload.goplugin.http2.limits import Limits
+
+REQUEST = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/t.T/Echo"), (b"te", b"trailers"))
+RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+TRAILERS = ((b"grpc-status", b"0"),)
+
+
+def take(connection: Connection) -> bytes:
+    return b"".join(connection.data_to_send())
+
+
+def greeted(role: Role, **limits: Any) -> Connection:
+    """A connection whose peer has sent its settings; the clock stands still."""
+    connection = Connection(role, Limits(**limits), clock=lambda: 0.0)
+    hello = frames.settings({})
+    connection.receive(frames.PREFACE + hello if role is Role.SERVER else hello)
+    take(connection)
+    return connection
+
+
+def request_frame(stream_id: int, ends: bool = False, fields: Any = REQUEST) -> bytes:
+    return frames.headers(stream_id, encode(fields), ends, 16384)
+
+
+def data_frame(stream_id: int, data: bytes, flags: int = 0) -> bytes:
+    return frames.header(len(data), frames.DATA, flags, stream_id) + data
+
+
+def failure(events: list[Any]) -> ErrorCode:
+    """What the connection failed with."""
+    assert isinstance(events[-1], ConnectionFailed), events
+    return ErrorCode(events[-1].code)
+
+
+class TwoEnds(RuleBasedStateMachine):
+    """A client and a server, with bytes on their way in both directions that arrive in pieces of any size.
+
+    The model is what each side has sent on each stream; what the other reports must be a prefix of it, and all of it
+    in the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        limits = Limits(max_streams=5, stream_window=65535, max_frame=16384)
+        self.ends = {role: Connection(role, limits, clock=lambda: 0.0) for role in Role}
+        self.wire: dict[Role, bytearray] = {role: bytearray() for role in Role}
+        self.sent: dict[tuple[Role, int], bytearray] = {}
+        self.got: dict[tuple[Role, int], bytearray] = {}
+        self.ended: set[tuple[Role, int]] = set()
+        self.saw_end: set[tuple[Role, int]] = set()
+        self.reset: set[int] = set()
+        self.unconsumed: deque[tuple[Role, int, int]] = deque()
+        self.answered: set[int] = set()
+        self.streams: list[int] = []
+
+    def other(self, role: Role) -> Role:
+        return Role.CLIENT if role is Role.SERVER else Role.SERVER
+
+    def collect(self) -> None:
+        for role, end in self.ends.items():
+            self.wire[role] += take(end)
+
+    def deliver_some(self, sender: Role, size: int) -> None:
+        self.collect()
+        data = bytes(self.wire[sender][:size])
+        del self.wire[sender][:size]
+        receiver = self.other(sender)
+        for event in self.ends[receiver].receive(data) if data else ():
+            self.note(sender, event)
+
+    def note(self, sender: Role, event: Any) -> None:
+        assert not isinstance(event, ConnectionFailed), event
+        if isinstance(event, HeadersReceived):
+            self.got.setdefault((sender, event.stream_id), bytearray())
+        elif isinstance(event, DataReceived):
+            self.got[sender, event.stream_id] += event.data
+            self.unconsumed.append((self.other(sender), event.stream_id, len(event.data)))
+        if getattr(event, "end_stream", False):
+            assert (sender, event.stream_id) not in self.saw_end
+            self.saw_end.add((sender, event.stream_id))
+        if isinstance(event, StreamEnded):
+            assert event.by_peer
+            assert event.stream_id in self.reset
+
+    @rule(ends=st.booleans())
+    def open_stream(self, ends: bool) -> None:
+        client = self.ends[Role.CLIENT]
+        if client.open_streams >= min(client.max_streams, 5):
+            return
+        stream_id = client.open_stream()
+        client.send_headers(stream_id, encode(REQUEST), ends)
+        self.streams.append(stream_id)
+        self.sent[Role.CLIENT, stream_id] = bytearray()
+        if ends:
+            self.ended.add((Role.CLIENT, stream_id))
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data(), size=st.sampled_from([0, 1, 100, 16384, 16385, 70000]), ends=st.booleans())
+    def send_data(self, data: st.DataObject, size: int, ends: bool) -> None:
+        role, stream_id = data.draw(st.sampled_from([key for key in self.sent] or [(Role.CLIENT, self.streams[0])]))
+        end = self.ends[role]
+        if not end.is_sending(stream_id):
+            with pytest.raises(StreamClosed):
+                end.send_data(stream_id, b"x")
+            return
+        payload = bytes([len(self.sent[role, stream_id]) % 251]) * size
+        window = end.window(stream_id)
+        taken = end.send_data(stream_id, payload, ends)
+        assert taken == min(size, window)
+        self.sent[role, stream_id] += payload[:taken]
+        if ends and taken == size:
+            self.ended.add((role, stream_id))
+
+    @rule(ends=st.booleans())
+    def respond(self, ends: bool) -> None:
+        server = self.ends[Role.SERVER]
+        for stream_id in self.streams:
+            known = (Role.CLIENT, stream_id) in self.got
+            if known and stream_id not in self.answered and server.is_sending(stream_id):
+                server.send_headers(stream_id, encode(RESPONSE), ends)
+                self.answered.add(stream_id)
+                self.sent[Role.SERVER, stream_id] = bytearray()
+                if ends:
+                    self.ended.add((Role.SERVER, stream_id))
+                return
+
+    @precondition(lambda self: self.streams)
+    @rule(data=st.data(), role=st.sampled_from(Role))
+    def reset_stream(self, data: st.DataObject, role: Role) -> None:
+        stream_id = data.draw(st.sampled_from(self.streams))
+        self.ends[role].reset(stream_id)
+        self.reset.add(stream_id)
+
+    @rule(role=st.sampled_from(Role), size=st.sampled_from([1, 5, 9, 24, 1000, 100000]))
+    def deliver(self, role: Role, size: int) -> None:
+        self.deliver_some(role, size)
+
+    @rule()
+    def consume(self) -> None:
+        for _ in range(min(3, len(self.unconsumed))):
+            role, stream_id, size = self.unconsumed.popleft()
+            self.ends[role].consumed(stream_id, size)
+
+    @rule(role=st.sampled_from(Role))
+    def ping(self, role: Role) -> None:
+        self.ends[role].ping(b"12345678")
+
+    @invariant()
+    def what_arrives_is_what_was_sent(self) -> None:
+        for key, got in self.got.items():
+            assert self.sent.get(key, b"")[: len(got)] == got
+
+    def teardown(self) -> None:
+        for _ in range(200):
+            self.consume()
+            for role in Role:
+                self.deliver_some(role, 1 << 20)
+            if not any(self.wire.values()) and not self.unconsumed:
+                break
+        for key, sent in self.sent.items():
+            if key[1] not in self.reset:
+                assert self.got.get(key, b"") == sent
+                assert (key in self.ended) == (key in self.saw_end)
+
+
+TestTwoEnds = TwoEnds.TestCase
+TestTwoEnds.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_same_bytes_mean_the_same_however_they_are_cut(data: st.DataObject) -> None:
+    wire = (
+        frames.PREFACE
+        + frames.settings({4: 1000})
+        + request_frame(1)
+        + data_frame(1, b"hello" * 100)
+        + frames.header(10, frames.DATA, frames.PADDED | frames.END_STREAM, 1)
+        + b"\x04world\0\0\0\0"
+        + frames.headers(3, encode(REQUEST), True, 10)
+        + frames.ping(b"abcdefgh", ack=True)
+        + request_frame(5)
+        + frames.rst_stream(5, 8)
+        + frames.window_update(1, 77)
+    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=12)))
+    connection = Connection(Role.SERVER, clock=lambda: 0.0)
+    events: list[Any] = []
+    for start, stop in zip([0, *cuts], [*cuts, len(wire)], strict=True):
+        events += connection.receive(wire[start:stop])
+    body = b"".join(event.data for event in events if isinstance(event, DataReceived))
+    assert body == b"hello" * 100 + b"world"
+    assert [event.stream_id for event in events if isinstance(event, HeadersReceived)] == [1, 3, 5]
+    assert [event.stream_id for event in events if getattr(event, "end_stream", False)] == [1, 3]
+    assert PingAnswered(b"abcdefgh") in events
+    assert any(isinstance(event, StreamEnded) and event.stream_id == 5 for event in events)
+    assert WindowOpened(1) in events
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(Role), st.binary(max_size=400), st.integers(1, 50))
+def test_noise_ends_in_a_failure_or_in_waiting(role: Role, noise: bytes, step: int) -> None:
+    connection = greeted(role)
+    for start in range(0, len(noise), step):
+        connection.receive(noise[start : start + step])
+    assert len(take(connection)) < 1 << 17
+
+
+frame_like = st.builds(
+    lambda kind, flags, stream_id, payload: frames.header(len(payload), kind, flags, stream_id) + payload,
+    st.integers(0, 12),
+    st.integers(0, 255),
+    st.sampled_from([0, 1, 2, 3, 5, 7, 0x7FFFFFFF]),
+    st.one_of(
+        st.binary(max_size=40),
+        st.just(encode(REQUEST)),
+        st.just(encode(RESPONSE)),
+        st.sampled_from([bytes(4), bytes(8), b"\0\4\xff\xff\xff\xff", b"\0\4\0\0\0\0", b"\0\5\0\0\0\1"]),
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(Role), st.lists(frame_like, max_size=12))
+def test_any_frames_end_in_a_failure_or_go_on(role: Role, wire: list[bytes]) -> None:
+    connection = greeted(role)
+    if role is Role.CLIENT:
+        for _ in range(3):
+            connection.send_headers(connection.open_stream(), encode(REQUEST))
+        take(connection)
+    failed = False
+    for frame in wire:
+        events = connection.receive(frame)
+        assert not (failed and events)
+        failed = failed or any(isinstance(event, ConnectionFailed) for event in events)
+    assert failed == connection.failed
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_header_block_ends_in_a_failure_or_an_event(block: bytes) -> None:
+    connection = greeted(Role.SERVER)
+    connection.receive(frames.headers(1, block, True, 16384))
+
+
+# Rules
+
+
+def test_settings_must_come_first() -> None:
+    connection = Connection(Role.CLIENT)
+    assert failure(connection.receive(frames.ping(bytes(8), ack=False))) is ErrorCode.PROTOCOL_ERROR
+
+
+def test_something_else_than_http2_is_refused() -> None:
+    assert failure(Connection(Role.SERVER).receive(b"GET / HTTP/1.1\r\n\r\n")) is ErrorCode.PROTOCOL_ERROR
+
+
+def test_settings_and_pings_are_answered() -> None:
+    connection = greeted(Role.CLIENT)
+    connection.receive(frames.ping(b"12345678", ack=False) + frames.settings({1: 0}))
+    assert take(connection) == frames.ping(b"12345678", ack=True) + frames.SETTINGS_ACK
+
+
+def test_a_block_may_not_be_interrupted() -> None:
+    connection = greeted(Role.SERVER)
+    begun = frames.header(3, frames.HEADERS, 0, 1) + b"\x83\x86\x84"
+    assert failure(connection.receive(begun + frames.ping(bytes(8), ack=False))) is ErrorCode.PROTOCOL_ERROR
+
+
+def test_a_frame_larger_than_announced_is_refused() -> None:
+    connection = greeted(Role.SERVER, max_frame=16384)
+    assert failure(connection.receive(frames.header(16385, 0, 0, 1))) is ErrorCode.FRAME_SIZE_ERROR
+
+
+def test_data_beyond_the_window_ends_the_stream() -> None:
+    connection = greeted(Role.SERVER, stream_window=65535)
+    connection.receive(request_frame(1) + b"".join(data_frame(1, bytes(16384)) for _ in range(3)))
+    events = connection.receive(data_frame(1, bytes(16384)))
+    assert [type(event) for event in events] == [StreamEnded]
+    assert events[0].code == ErrorCode.FLOW_CONTROL_ERROR
+    assert take(connection) == frames.rst_stream(1, ErrorCode.FLOW_CONTROL_ERROR)
+    assert connection.receive(data_frame(1, b"late")) == []
+
+
+def test_the_window_is_given_back_when_data_is_consumed() -> None:
+    connection = greeted(Role.SERVER, stream_window=65535)
+    connection.receive(request_frame(1) + data_frame(1, bytes(40000)))
+    connection.consumed(1, 10000)
+    assert take(connection) == b""
+    connection.consumed(1, 30000)
+    assert take(connection) == frames.window_update(1, 40000)
+
+
+def test_a_large_message_is_lent_what_it_needs_once() -> None:
+    connection = greeted(Role.SERVER, stream_window=65535)
+    connection.receive(request_frame(1))
+    connection.expect(1, 1 << 20)
+    assert take(connection) == frames.window_update(1, (1 << 20) - 65535)
+    connection.expect(1, 1 << 20)
+    connection.consumed(1, (1 << 20) - 65535)
+    assert take(connection) == b""
+
+
+def test_data_is_cut_to_the_peers_windows_and_frames() -> None:
+    connection = greeted(Role.CLIENT)
+    stream_id = connection.open_stream()
+    connection.send_headers(stream_id, encode(REQUEST))
+    take(connection)
+    assert connection.send_data(stream_id, bytes(100000), end_stream=True) == 65535
+    assert take(connection).count(frames.header(16384, frames.DATA, 0, stream_id)) == 3
+    assert connection.send_data(stream_id, b"more") == 0
+    assert connection.receive(frames.window_update(0, 10) + frames.window_update(1, 3)) == [
+        WindowOpened(0),
+        WindowOpened(1),
+    ]
+    assert connection.window(stream_id) == 3
+
+
+def test_a_smaller_initial_window_may_leave_a_debt() -> None:
+    connection = greeted(Role.CLIENT)
+    stream_id = connection.open_stream()
+    connection.send_headers(stream_id, encode(REQUEST))
+    connection.send_data(stream_id, bytes(60000))
+    connection.receive(frames.settings({4: 1000}))
+    assert connection.window(stream_id) == 0
+    connection.receive(frames.window_update(stream_id, 59000 + 7))
+    assert connection.window(stream_id) == 7
+
+
+def test_padding_counts_but_is_given_back() -> None:
+    connection = greeted(Role.SERVER, stream_window=65535)
+    padded = frames.header(30001, frames.DATA, frames.PADDED, 1) + b"\xff" + bytes(30000)
+    connection.receive(request_frame(1) + padded + padded)
+    connection.consumed(1, 2 * (30000 - 255))
+    assert take(connection) == frames.window_update(1, 60002)
+
+
+def test_a_trailers_only_response_is_one_event() -> None:
+    connection = greeted(Role.CLIENT)
+    stream_id = connection.open_stream()
+    connection.send_headers(stream_id, encode(REQUEST), end_stream=True)
+    events = connection.receive(frames.headers(stream_id, encode(RESPONSE + TRAILERS), True, 16384))
+    assert events == [HeadersReceived(stream_id, RESPONSE + TRAILERS, True)]
+    assert connection.open_streams == 0
+
+
+def test_interim_responses_are_dropped() -> None:
+    connection = greeted(Role.CLIENT)
+    stream_id = connection.open_stream()
+    connection.send_headers(stream_id, encode(REQUEST), end_stream=True)
+    assert connection.receive(frames.headers(stream_id, encode(((b":status", b"103"),)), False, 16384)) == []
+
+
+def test_a_push_breaks_the_protocol() -> None:
+    connection = greeted(Role.CLIENT)
+    assert failure(connection.receive(frames.header(4, frames.PUSH_PROMISE, 4, 1) + bytes(4))) is (
+        ErrorCode.PROTOCOL_ERROR
+    )
+
+
+def test_no_stream_is_opened_on_a_connection_that_goes_away() -> None:
+    connection = greeted(Role.CLIENT)
+    stream_id = connection.open_stream()
+    connection.send_headers(stream_id, encode(REQUEST))
+    assert connection.receive(frames.goaway(1, 0, "bye")) == [GoAwayReceived(1, 0, "bye")]
+    with pytest.raises(ConnectionClosed):
+        connection.open_stream()
+    assert connection.window(stream_id) > 0
+
+
+def test_a_server_that_goes_away_refuses_what_comes_later_and_its_data() -> None:
+    connection = greeted(Role.SERVER)
+    connection.receive(request_frame(1))
+    connection.go_away()
+    take(connection)
+    assert connection.receive(request_frame(3) + data_frame(3, b"x", frames.END_STREAM)) == []
+    assert take(connection) == frames.rst_stream(3, ErrorCode.REFUSED_STREAM)
+    assert connection.is_sending(1)
+
+
+def test_a_stream_too_many_is_refused() -> None:
+    connection = greeted(Role.SERVER, max_streams=2)
+    connection.receive(request_frame(1) + request_frame(3) + request_frame(5))
+    assert take(connection) == frames.rst_stream(5, ErrorCode.REFUSED_STREAM)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        REQUEST[1:],
+        (*REQUEST, (b":path", b"/")),
+        ((b"te", b"trailers"), *REQUEST[:3]),
+        (*REQUEST[:3], (b"Upper", b"x")),
+        (*REQUEST[:3], (b"connection", b"close")),
+        (*REQUEST[:3], (b"te", b"gzip")),
+        (*REQUEST[:3], (b"x", b"a\r\nb")),
+        (*REQUEST[:3], (b":unknown", b"x")),
+        RESPONSE,
+    ],
+)
+def test_a_malformed_request_ends_its_stream_only(fields: Any) -> None:
+    connection = greeted(Role.SERVER)
+    assert connection.receive(request_frame(1, fields=fields)) == []
+    assert take(connection) == frames.rst_stream(1, ErrorCode.PROTOCOL_ERROR)
+    assert len(connection.receive(request_frame(3))) == 1
+
+
+def test_blocks_are_remembered_only_while_the_table_stays() -> None:
+    """The cache in front of hpack must never give an old meaning to bytes whose indexes have moved."""
+    encoder = Encoder()
+    connection = greeted(Role.SERVER)
+    seen = []
+    for number in range(40):
+        fields = (*REQUEST, (b"x-number", b"%d" % (number // 3)), (b"x-other", b"%d" % (number % 5)))
+        block = encoder.encode(fields, huffman=bool(number % 2))
+        (event,) = connection.receive(frames.headers(1 + 2 * number, block, True, 16384))
+        connection.reset(event.stream_id)
+        seen.append(event.headers == fields)
+    assert all(seen)
+
+
+# Floods
+
+
+def flood(connection: Connection, frame: Any, count: int) -> list[Any]:
+    events: list[Any] = []
+    for number in range(count):
+        events = connection.receive(frame(number) if callable(frame) else frame)
+        if connection.failed:
+            break
+    return events
+
+
+def test_a_header_bomb_ends_the_connection() -> None:
+    connection = greeted(Role.SERVER)
+    encoder = Encoder()
+    block = encoder.encode((*REQUEST, (b"x", b"a" * 3000))) + b"\xbe" * 16000
+    assert failure(connection.receive(frames.headers(1, block, True, 1 << 20))) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("piece", [b"", b"\0" * 1000])
+def test_endless_continuations_end_the_connection(piece: bytes) -> None:
+    connection = greeted(Role.SERVER)
+    connection.receive(frames.header(3, frames.HEADERS, 0, 1) + b"\x83\x86\x84")
+    more = frames.header(len(piece), frames.CONTINUATION, 0, 1) + piece
+    assert failure(flood(connection, more, 1000)) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_rapid_resets_end_the_connection() -> None:
+    connection = greeted(Role.SERVER)
+
+    def rapid(number: int) -> bytes:
+        return request_frame(1 + 2 * number) + frames.rst_stream(1 + 2 * number, 8)
+
+    assert failure(flood(connection, rapid, 5000)) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        frames.settings({}),
+        frames.ping(bytes(8), ack=False),
+        frames.ping(bytes(8), ack=True),
+        frames.header(5, frames.PRIORITY, 0, 1) + bytes(5),
+        frames.header(0, 77, 0, 0),
+    ],
+    ids=["settings", "ping", "pong", "priority", "unknown"],
+)
+def test_frames_that_carry_nothing_end_the_connection(frame: bytes) -> None:
+    connection = greeted(Role.SERVER)
+
+    def drained(number: int) -> bytes:
+        take(connection)
+        return frame
+
+    assert failure(flood(connection, drained, 50000)) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_empty_data_ends_the_connection() -> None:
+    connection = greeted(Role.SERVER)
+    connection.receive(request_frame(1))
+    assert failure(flood(connection, data_frame(1, b""), 50000)) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_answers_that_are_never_read_end_the_connection() -> None:
+    connection = greeted(Role.SERVER)
+    assert failure(flood(connection, frames.ping(bytes(8), ack=False), 50000)) is ErrorCode.ENHANCE_YOUR_CALM
+    assert len(take(connection)) < 70000
+
+
+def test_a_busy_connection_may_be_pinged_with_every_call() -> None:
+    """Go's gRPC measures each round trip with a ping."""
+    connection = greeted(Role.SERVER)
+    for number in range(30000):
+        stream_id = 1 + 2 * number
+        connection.receive(request_frame(stream_id, ends=True) + frames.ping(bytes(8), ack=False))
+        connection.send_headers(stream_id, encode(RESPONSE + TRAILERS), end_stream=True)
+        take(connection)
+    assert not connection.failed
+
+
+def test_a_closed_connection_says_nothing_more() -> None:
+    connection = greeted(Role.SERVER)
+    connection.receive(frames.header(0, frames.GOAWAY, 0, 3))
+    assert connection.failed
+    assert connection.receive(request_frame(1)) == []
