@@ -61,6 +61,19 @@ def open_exit_watch(pid: int) -> int | None:
         return None
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child that nobody has waited for has ended; it is left to be reaped.
+
+    Where the system cannot tell without reaping it, the answer is no.
+    """
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # the host ignores SIGCHLD, or waits for children that are not its own
+
+
 def wait_without_reaping(pid: int) -> None:
     """Block until a child has ended, leaving it to be reaped: its pid stays its own until then."""
     if hasattr(os, "waitid"):

@@ -2,60 +2,88 @@
 
 A plugin written in Go does not notice that its host was killed (go-plugin's issue 114), and a parent-death signal is
 bound to the *thread* that started the child, not to the process. So one small watcher process per owner reads a pipe
-whose other end only the host holds: the names of the process groups to guard go in, and when the pipe ends because the
-host did, the watcher kills every group that is still guarded.
+whose other end only the host holds: the names of the process groups to guard go in, and of the folders that go with
+them. When the pipe ends because the host did, the watcher kills every group that is still guarded, and then removes
+the folders.
 
 The watcher is a shell, which is there on every POSIX system, starts in a millisecond and holds next to no memory;
-without one it is a bare Python. It has a session of its own, so no terminal signal reaches it.
+without one it is a bare Python. It has a session of its own, so no terminal signal reaches it. A forked child of the
+host lets go of its copy of the pipe: what the host started is not the child's.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
+import weakref
 
 from hybridload import platforms
 
-# `+ N` guards process group N, `- N` lets go of it; the end of the pipe kills what is left.
-_SHELL = """
-groups=
-while read -r change group; do
+# `+ N` guards process group N, `- N` lets go of it; `f K PATH` guards a folder under the number K, `r K` lets go of it.
+# The end of the pipe kills and removes what is left.
+_SHELL = r"""
+groups= folders=
+without() { left=; for one in $2; do [ "$one" = "$1" ] || left="$left $one"; done; }
+while read -r change which path; do
   case $change in
-    +) groups="$groups $group" ;;
-    -) left=
-       for one in $groups; do [ "$one" = "$group" ] || left="$left $one"; done
-       groups=$left ;;
+    +) groups="$groups $which" ;;
+    -) without "$which" "$groups"; groups=$left ;;
+    f) folders="$folders $which"; eval "folder_$which=\$path" ;;
+    r) without "$which" "$folders"; folders=$left; unset "folder_$which" ;;
   esac
 done
 for one in $groups; do kill -9 "-$one" || kill -9 "$one"; done
+for one in $folders; do eval "rm -rf \"\$folder_$one\""; done
 """
-_PYTHON = """
-import os, signal, sys
-groups = []
+_PYTHON = r"""
+import os, shutil, signal, sys
+groups, folders = [], {}
 for line in sys.stdin:
-    change, group = line.split()
-    (groups.append if change == "+" else groups.remove)(int(group))
+    change, which, *path = line.rstrip("\n").split(" ", 2)
+    if change == "+":
+        groups.append(int(which))
+    elif change == "-":
+        groups.remove(int(which))
+    elif change == "f":
+        folders[which] = path[0]
+    else:
+        del folders[which]
 for group in groups:
     try:
         os.killpg(group, signal.SIGKILL)
     except OSError:
         pass
+for folder in folders.values():
+    shutil.rmtree(folder, ignore_errors=True)
 """
 
 
 class Lifeline:
     """Kills the guarded process groups when this process ends without having let go of them.
 
-    Safe from any thread. Starts its watcher at the first `guard`. A watcher that cannot be started, or that somebody
-    killed, is replaced at the next `guard`; what it guarded is handed to the new one.
+    Safe from any thread. A watcher that cannot be started, or that somebody killed, is replaced at the next `guard`;
+    what it guarded is handed to the new one.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watcher: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()
+        self._folders: dict[int, str] = {}
+        self._numbers = itertools.count()
+        _of_this_process.add(self)
+
+    def open(self) -> None:
+        """Start the watcher. Done before a process starts, it leaves no time in which nobody guards it.
+
+        :raises OSError: when no watcher can be started.
+        """
+        with self._lock:
+            if self._watcher is None or self._watcher.poll() is not None:
+                self._replace()
 
     def guard(self, group: int) -> None:
         """Guard a process group until `release`.
@@ -64,20 +92,39 @@ class Lifeline:
         """
         with self._lock:
             self._groups.add(group)
-            if self._watcher is None or not self._tell(f"+ {group}\n"):
-                self._replace()
+            self._tell_or_replace(f"+ {group}\n")
 
     def release(self, group: int) -> None:
         """Let go of a group. Call it before its leader is reaped: afterwards the id may be somebody else's."""
         with self._lock:
             self._groups.discard(group)
-            if self._watcher is not None:
-                self._tell(f"- {group}\n")
+            self._tell(f"- {group}\n")
+
+    def guard_folder(self, path: str) -> int:
+        """Have a folder removed with all that is in it when the host ends, until `release_folder`.
+
+        :returns: what `release_folder` wants.
+        :raises OSError: when no watcher can be started.
+        """
+        with self._lock:
+            number = next(self._numbers)
+            # The watcher reads lines. Nobody's temporary folder has a line feed in its name.
+            if "\n" not in path:
+                self._folders[number] = path
+                self._tell_or_replace(f"f {number} {path}\n")
+            return number
+
+    def release_folder(self, number: int) -> None:
+        """Let go of a folder."""
+        with self._lock:
+            if self._folders.pop(number, None) is not None:
+                self._tell(f"r {number}\n")
 
     def close(self) -> None:
         """Let go of everything and end the watcher."""
         with self._lock:
             self._groups.clear()
+            self._folders.clear()
             self._end()
 
     def _replace(self) -> None:
@@ -96,12 +143,18 @@ class Lifeline:
         )
         for group in self._groups:
             self._tell(f"+ {group}\n")
+        for number, path in self._folders.items():
+            self._tell(f"f {number} {path}\n")
+
+    def _tell_or_replace(self, line: str) -> None:
+        if not self._tell(line):
+            self._replace()
 
     def _tell(self, line: str) -> bool:
         if self._watcher is None or self._watcher.stdin is None:
             return False
         try:
-            self._watcher.stdin.write(line.encode())
+            self._watcher.stdin.write(os.fsencode(line))
         except OSError:
             return False
         return True
@@ -114,3 +167,24 @@ class Lifeline:
             watcher.wait()
             if watcher.stdin is not None:
                 watcher.stdin.close()
+
+    def _let_go_in_child(self) -> None:
+        """In a forked child: drop the copy of the pipe, which would keep the watcher waiting after the host's end."""
+        self._lock = threading.Lock()
+        watcher, self._watcher = self._watcher, None
+        self._groups, self._folders = set(), {}
+        if watcher is not None:
+            watcher.returncode = 0  # not a child of this process: nothing to wait for
+            if watcher.stdin is not None:
+                watcher.stdin.close()
+
+
+def _let_go_in_child() -> None:
+    for lifeline in list(_of_this_process):
+        lifeline._let_go_in_child()
+
+
+# Fork hooks belong to the process and can never be taken back, so there is one, and it has to find every lifeline.
+_of_this_process: weakref.WeakSet[Lifeline] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)

@@ -4,7 +4,9 @@
   and learns of its end. The thread is joined by `close`.
 - The process leads its own session and process group. When it ends, what it started in that group is killed before the
   leader is reaped (until then no id can be anyone else's), so that nothing is left of a plugin that crashed.
-- The end of the *process* counts, not the end of its pipes: a grandchild may hold those open.
+- The end of the *process* counts, not the end of its pipes: a grandchild may hold those open. It is known at once even
+  when that thread is held up by whoever takes the output (`poll`).
+- Output that nobody takes holds the plugin up, by the pipe's own capacity, and never fills this process's memory.
 - The bytes whose checksum was verified are the bytes that run: see `platforms.verified_copy`.
 """
 
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 _CHUNK = 256 * 1024
 # What a pipe can hold at the most after its writer has ended (Linux's default limit for an unprivileged process).
 _PIPE_CAPACITY = 1024 * 1024
+_PATIENCE = 5.0
+"""Seconds that `close` waits for whoever takes the last output: a logging handler may be blocked for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +86,20 @@ class PluginProcess:
         self._ended = threading.Event()
         # Held while signalling and while reaping, so that no signal goes to a pid that is already someone else's.
         self._reaping = threading.Lock()
+        if lifeline is not None:
+            lifeline.open()
         self._popen = _spawn(spec, name)
         self.pid = self._popen.pid
         try:
             if lifeline is not None:
                 lifeline.guard(self.pid)
-            self._exit_watch = platforms.open_exit_watch(self.pid)
             self._thread = threading.Thread(
                 target=self._run, args=(on_stdout, on_stderr), name=f"hybridload {name} pipes", daemon=True
             )
             self._thread.start()
         except BaseException:
-            platforms.kill_group(self.pid)
-            if lifeline is not None:
-                lifeline.release(self.pid)
-            self._popen.communicate()
+            self._reap()
+            self._close_pipes()
             raise
 
     @property
@@ -104,8 +107,15 @@ class PluginProcess:
         """Whether the process is gone, its last output read and `on_exit` called."""
         return self._ended.is_set()
 
+    def poll(self) -> bool:
+        """Whether the process has ended, though its last output may still be on its way; `returncode` is known then."""
+        with self._reaping:
+            if self.returncode is None and platforms.has_ended(self.pid):
+                self._reap_now()
+            return self.returncode is not None
+
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the process is gone.
+        """Wait until the process is gone, as `ended` has it.
 
         :param timeout: in seconds; `None` waits for ever.
         :returns: whether it is gone.
@@ -119,10 +129,15 @@ class PluginProcess:
                 platforms.kill_group(self.pid)
 
     def close(self) -> None:
-        """Kill what still runs, and wait until process, thread and pipes are gone. Safe to call twice."""
+        """Kill what still runs, and wait until process, thread and pipes are gone. Safe to call twice.
+
+        The thread is not waited for by itself, nor for longer than a few seconds when whoever takes the output is
+        blocked; the process is gone even so.
+        """
         self.kill()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_PATIENCE)
+            self.poll()
 
     def _run(self, on_stdout: Callable[[bytes], None], on_stderr: Callable[[bytes], None]) -> None:
         sinks: dict[int, Callable[[bytes], None]] = {}
@@ -134,11 +149,11 @@ class PluginProcess:
         try:
             self._drain(sinks)
         finally:
-            self._reap()
+            self._end()
 
     def _drain(self, sinks: dict[int, Callable[[bytes], None]]) -> None:
         with ExitStack() as stack:
-            watch = self._exit_watch
+            watch = platforms.open_exit_watch(self.pid)
             if watch is None:
                 watch = stack.enter_context(_WaitingThread(self.pid, self.name))
             else:
@@ -154,20 +169,32 @@ class PluginProcess:
                         running = False
                     elif not _pump(key.fd, sinks[key.fd]):
                         selector.unregister(key.fd)
+            self._reap()
             for descriptor, sink in sinks.items():
                 _pump(descriptor, sink, limit=_PIPE_CAPACITY)
 
-    def _reap(self) -> None:
+    def _reap(self) -> int:
         with self._reaping:
-            platforms.kill_group(self.pid)
-            if self._lifeline is not None:
-                self._lifeline.release(self.pid)
-            self.returncode = self._popen.wait()
+            return self._reap_now() if self.returncode is None else self.returncode
+
+    def _reap_now(self) -> int:
+        """Take the exit status; called once, with the lock held. Until it is taken, pid and group are the process's."""
+        platforms.kill_group(self.pid)
+        if self._lifeline is not None:
+            self._lifeline.release(self.pid)
+        self.returncode = code = self._popen.wait()
+        return code
+
+    def _close_pipes(self) -> None:
         for pipe in (self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 pipe.close()
+
+    def _end(self) -> None:
+        returncode = self._reap()
+        self._close_pipes()
         try:
-            self._on_exit(self.returncode)
+            self._on_exit(returncode)
         except Exception:
             log.exception("plugin %s: what was to happen at its end failed", self.name)
         finally:
