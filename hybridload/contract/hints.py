@@ -537,3 +537,23 @@ def _wrong(where: str, shape: Shape, value: Any) -> str:
     if value is None:
         return f"{where} is None; write `{describe_shape(shape)} | None`"
     return f"{where} is {describe(type(value))}, not {describe_shape(shape)}"
+
+
+def has_reference(shape: Shape | None) -> bool:
+    """Whether an object that is called back can be anywhere in a value of a shape.
+
+    :param shape: any shape; `None` for no value.
+    """
+    pending, seen = [shape], set[int]()
+    while pending:
+        match pending.pop():
+            case Reference():
+                return True
+            case Repeated(item=item) | Maybe(item=item) | Table(value=item):
+                pending.append(item)
+            case Record() as record if id(record) not in seen:
+                seen.add(id(record))
+                pending.extend(each.shape for each in record.fields)
+            case _:
+                continue
+    return False

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from hybridload.contract import hints
 from hybridload.contract import interface as reading
-from hybridload.contract.hints import HintReader, Misfit, Shape
+from hybridload.contract.hints import HintReader, Misfit, Shape, has_reference
 from hybridload.errors import ContractError
 
 if TYPE_CHECKING:
@@ -196,6 +196,14 @@ class Service:
     @property
     def interface(self) -> type:
         return self.contract.interface
+
+    @property
+    def calls_back(self) -> bool:
+        """Whether a value of some method can hold an object that is called back."""
+        return any(
+            has_reference(method.result_shape) or any(has_reference(parameter.shape) for parameter in method.parameters)
+            for method in self.methods
+        )
 
     def wire(self) -> Wire:
         """The contract as protobuf descriptors and the encoders made for them. Built once; loads protobuf.

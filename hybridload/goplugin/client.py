@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hybridload.contract import Contract
 from hybridload.errors import (
@@ -39,6 +39,10 @@ from hybridload.goplugin.plugins import PluginSet, read_plugin_set
 from hybridload.goplugin.process import PluginProcess, ProcessSpec, describe_exit
 from hybridload.handle import Methods, handle_class, new_handle
 from hybridload.handshake import Handshake
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.certificates import Certificate
+    from hybridload.goplugin.transport import TLS
 
 PROTOCOL_VARIABLES = (
     "PLUGIN_MIN_PORT",
@@ -79,6 +83,8 @@ class Client:
     :param logger: gets the plugin's log records; ``hybridload.plugin.<name>`` by default.
     :param module_logger: a record that names a module goes to that child of it; `logger` by default.
     :param lifeline: kills the plugin when the host dies; one of the client's own by default.
+    :param engine: what carries gRPC: ``"direct"`` or ``"grpcio"``; the environment variable `HYBRIDLOAD_ENGINE` says
+        so by default.
     :raises ConfigError: an argument is wrong.
     :raises ContractError: an interface of the set cannot travel.
     """
@@ -104,6 +110,7 @@ class Client:
         logger: logging.Logger | None = None,
         module_logger: logging.Logger | None = None,
         lifeline: Lifeline | None = None,
+        engine: str | None = None,
     ) -> None:
         if not isinstance(handshake, Handshake):
             raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
@@ -111,8 +118,11 @@ class Client:
         self._versions = read_plugin_set(plugins, handshake)
         self._external = _external(command, sha256, env, cwd)
         self.name = name or Path(self._external.command[0]).name
-        if auto_mtls or multiplex:
-            raise ConfigError(f"Plugin {self.name!r}: auto_mtls and multiplex are not supported yet.", plugin=self.name)
+        if multiplex:
+            raise ConfigError(f"Plugin {self.name!r}: multiplex is not supported yet.", plugin=self.name)
+        self._auto_mtls = auto_mtls
+        self._certificate: Certificate | None = None
+        self._engine = engine
         self._allowed = _protocols(allowed_protocols, self.name)
         self._start_timeout = _seconds("start_timeout", start_timeout, self.name)
         self._call_timeout = None if call_timeout is None else _seconds("call_timeout", call_timeout, self.name)
@@ -261,6 +271,10 @@ class Client:
         argv = self._resources.enter_context(self._external.resolve(plugin=self.name))
         if self._own_lifeline:
             self._lifeline = Lifeline()
+        if self._auto_mtls:
+            from hybridload.goplugin.certificates import generate_certificate
+
+            self._certificate = generate_certificate()
         spec = ProcessSpec(
             argv=argv,
             env=self._environment(),
@@ -296,6 +310,8 @@ class Client:
         env[self._handshake.cookie_key] = self._handshake.cookie_value
         env["PLUGIN_MIN_PORT"] = str(_MIN_PORT)
         env["PLUGIN_MAX_PORT"] = str(_MAX_PORT)
+        if self._certificate is not None:
+            env["PLUGIN_CLIENT_CERT"] = self._certificate.pem.decode()
         env["PLUGIN_PROTOCOL_VERSIONS"] = ",".join(str(version) for version in sorted(self._versions))
         return env
 
@@ -330,8 +346,6 @@ class Client:
                 "(allowed_protocols).",
                 plugin=self.name,
             )
-        if line.certificate is not None:
-            raise HandshakeError(f"Plugin {self.name!r} wants TLS, which this host did not ask for.", plugin=self.name)
         return line
 
     def _no_line(self) -> Exception:
@@ -368,9 +382,20 @@ class Client:
 
     def _connect(self, line: HandshakeLine) -> Any:
         from hybridload.goplugin.grpc.connection import GRPCConnection
+        from hybridload.goplugin.grpc.engine import Endpoint
+        from hybridload.goplugin.grpc.engines import engine_named
+        from hybridload.goplugin.transport import SocketTransport
 
+        transport = SocketTransport(self._tls(line))
+        where = f"{line.network} {line.address}"
         return GRPCConnection(
-            line,
+            Endpoint(
+                lambda: transport.connect(line.network, line.address, self._start_timeout),
+                where,
+                plain=(line.network, line.address) if transport.tls is None else None,
+            ),
+            transport,
+            engine_named(self._engine),
             self._versions[line.app_version],
             name=self.name,
             fate=self.gone,
@@ -378,6 +403,16 @@ class Client:
             stderr=self._stderr,
             call_timeout=self._call_timeout,
             connect_timeout=self._start_timeout,
+        )
+
+    def _tls(self, line: HandshakeLine) -> TLS | None:
+        if self._certificate is None or line.certificate is None:
+            return None
+        from hybridload.goplugin.streams.tls import client_context, server_context
+        from hybridload.goplugin.transport import TLS
+
+        return TLS(
+            client_context(self._certificate, line.certificate), server_context(self._certificate, line.certificate)
         )
 
     # -- while it runs

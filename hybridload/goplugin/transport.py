@@ -29,7 +29,9 @@ _EXPECTATION = 10.0
 class Transport(Protocol):
     """How connections are made, apart from the first."""
 
-    multiplexed: bool
+    @property
+    def multiplexed(self) -> bool:
+        """Whether all connections share one socket."""
 
     def listen(self) -> Listener:
         """A fresh listener for the other side's connections; not when multiplexed."""

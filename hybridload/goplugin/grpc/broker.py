@@ -62,6 +62,8 @@ class GRPCBroker:
         self._knocking = threading.Lock()
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._owned: set[Any] = set()
+        self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._reaper: threading.Thread | None = None
         self._closed = False
 
     def next_id(self) -> int:
@@ -105,15 +107,20 @@ class GRPCBroker:
         :raises BrokerError: as `accept`.
         """
         server = self.engine.server(self._lanes, on_idle=on_idle)
-        register(server)
         served = BrokeredServer(self, server)
-        self._own(served)
         try:
+            self._own(served)
+            register(server)
             server.serve(self.accept(service_id))
         except BaseException:
             served.close()
             raise
         return served
+
+    def dispose(self, closable: Any) -> None:
+        """Close something that was served or dialled here, on a thread of the broker's own. Never blocks, so that a
+        finalizer may call it, or a thread that the closing would join."""
+        self._disposed.put(closable)
 
     def close(self) -> None:
         """End the broker's stream and everything that it serves or dialled. Safe to call twice."""
@@ -121,8 +128,12 @@ class GRPCBroker:
             self._closed = True
             owned, self._owned = self._owned, set()
             listeners = list(self._accepting.values())
+            reaper, self._reaper = self._reaper, None
             self._changed.notify_all()
         self._outgoing.put(_END)
+        if reaper is not None:
+            self._disposed.put(_END)
+            reaper.join()
         for each in (*owned, *listeners):
             each.close()
 
@@ -215,6 +226,8 @@ class GRPCBroker:
             self._send(service_id=service_id, knock={"knock": True, "ack": True})
 
     def _refuse_later(self, service_id: int) -> None:
+        """Answer a knock with an error when nobody accepts its id in time."""
+
         def refuse() -> None:
             with self._changed:
                 if self._knocks.pop(service_id, None) is None or self._closed:
@@ -222,12 +235,12 @@ class GRPCBroker:
             error = f"nobody accepts the id {service_id}"
             self._send(service_id=service_id, knock={"knock": True, "ack": True, "error": error})
 
-        with self._changed:
-            if service_id not in self._knocks:
-                return
         timer = _Timer(_KNOCK_PATIENCE, refuse, self._disown, f"hybridload {self._name} knock")
-        self._own(timer)
-        timer.start()
+        with self._changed:
+            if service_id not in self._knocks or self._closed:
+                return
+            self._owned.add(timer)
+            timer.start()
 
     def _done_accepting(self, listener: KnockedListener) -> None:
         with self._changed:
@@ -253,6 +266,16 @@ class GRPCBroker:
         with self._changed:
             self._refuse_closed()
             self._owned.add(closable)
+            if self._reaper is None:
+                self._reaper = threading.Thread(target=self._reap, name=f"hybridload {self._name} broker", daemon=True)
+                self._reaper.start()
+
+    def _reap(self) -> None:
+        while (closable := self._disposed.get()) is not _END:
+            try:
+                closable.close()
+            except Exception:
+                log.exception("plugin %s: a brokered connection could not be closed", self._name)
 
     def _disown(self, closable: Any) -> None:
         with self._changed:
@@ -265,6 +288,11 @@ class BrokeredServer:
     def __init__(self, broker: GRPCBroker, server: Server) -> None:
         self._broker = broker
         self._server = server
+
+    @property
+    def claimed(self) -> bool:
+        """Whether anybody is connected."""
+        return self._server.connected
 
     def close(self) -> None:
         """Stop serving. Calls in flight are ended. Safe to call twice."""

@@ -6,21 +6,28 @@ fails in a way that a dead plugin explains.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
 from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError
 from hybridload.goplugin.grpc import messages
+from hybridload.goplugin.grpc.broker import GRPCBroker
 from hybridload.goplugin.grpc.contract_client import contract_methods
-from hybridload.goplugin.grpc.grpcio_channel import RpcError, open_channel
+from hybridload.goplugin.grpc.contract_server import EventLoop
+from hybridload.goplugin.grpc.engine import Endpoint, Engine
+from hybridload.goplugin.grpc.objects import BrokerObjects
 from hybridload.goplugin.grpc.stdio_client import StdioStream
-from hybridload.goplugin.line import HandshakeLine
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import GRPCPlugin, Plugin
+from hybridload.goplugin.transport import Transport
 from hybridload.handle import Methods
+
+log = logging.getLogger(__name__)
 
 _DETAILS = "grpc-status-details-bin"
 # Seconds. How long a plugin may take to be gone after its connection broke, or to flush its output at its end.
@@ -31,17 +38,23 @@ Fate = Callable[[float], Exception | None]
 
 
 class GRPCConnection:
-    """Connects to the address that a handshake line names, and drains the plugin's output from then on.
+    """Connects to a plugin, and drains its output from then on.
 
+    :param endpoint: where the plugin serves.
+    :param transport: how brokered connections are made.
+    :param engine: what carries gRPC.
     :param kinds: the plugin set of the negotiated version.
     :param call_timeout: seconds that a call may take; `None` for no limit.
     :param connect_timeout: seconds to connect in.
+    :param options: grpc channel arguments.
     :raises HandshakeError: nobody answers at the address.
     """
 
     def __init__(
         self,
-        line: HandshakeLine,
+        endpoint: Endpoint,
+        transport: Transport,
+        engine: Engine,
         kinds: Mapping[str, Plugin],
         *,
         name: str,
@@ -50,24 +63,34 @@ class GRPCConnection:
         stderr: OutputSink,
         call_timeout: float | None,
         connect_timeout: float,
+        options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        # grpcio raises ValueError on a channel that was closed.
-        self.rpc_error: tuple[type[Exception], ...] = (RpcError, ValueError)
+        self._engine = engine
+        # A channel that was closed raises ValueError, as grpcio's does.
+        self.rpc_error: tuple[type[Exception], ...] = (*engine.rpc_error, ValueError)
         self._kinds = kinds
         self._name = name
         self._fate = fate
         self._call_timeout = call_timeout
-        self.channel = open_channel(line.network, line.address)
+        self._lanes = engine.lanes()
+        self._loop = EventLoop()
+        self._broker = GRPCBroker(transport, engine, self._lanes, name=name)
+        self._objects = BrokerObjects(self._broker, self._loop, lambda contract: _ContractCalls(self, contract))
+        self._broker_stream: BrokerStream | None = None
+        self.channel = engine.channel(endpoint, options)
         try:
             self._check = self.channel.unary_unary(
                 messages.HEALTH_CHECK,
                 request_serializer=messages.HealthCheckRequest.SerializeToString,
                 response_deserializer=messages.HealthCheckResponse.FromString,
             )
-            self._connect(line, connect_timeout)
-            self._stdio = StdioStream(self.channel, RpcError, stdout, stderr, name=name)
+            self._connect(endpoint, connect_timeout)
+            self._stdio = StdioStream(self.channel, engine.rpc_error, stdout, stderr, name=name)
+            if any(_needs_broker(plugin) for plugin in kinds.values()):
+                self._broker_stream = BrokerStream(self.channel, engine.rpc_error, self._broker, name=name)
         except BaseException:
             self.channel.close()
+            self._broker.close()
             raise
 
     def dispense(self, kind: str) -> Methods | Any:
@@ -82,9 +105,9 @@ class GRPCConnection:
                 plugin=self._name,
             )
         if isinstance(plugin, Contract):
-            return contract_methods(plugin.complete(), self.channel, _ContractCalls(self, plugin))
+            return contract_methods(plugin.complete(), self.channel, _ContractCalls(self, plugin), self._objects)
         if isinstance(plugin, GRPCPlugin):
-            return plugin.grpc_client(None, self.channel)
+            return plugin.grpc_client(self._broker, self.channel)
         raise ConfigError(
             f"Plugin {self._name!r} speaks gRPC, and the kind {kind!r} is a hand-written plugin for net/rpc alone: "
             "give it grpc_client and grpc_server, or use a contract.",
@@ -126,9 +149,14 @@ class GRPCConnection:
 
     def close(self) -> None:
         """Take the output that is still on its way and close the connection. Safe to call twice."""
+        self._broker.close()
         self._stdio.join(_SETTLE)
         self._stdio.close()
         self.channel.close()
+        if self._broker_stream is not None:
+            self._broker_stream.join()
+        self._lanes.close(_SETTLE)
+        self._loop.close(_SETTLE)
 
     def timeout(self) -> float | None:
         """Seconds that the next call may take."""
@@ -141,7 +169,7 @@ class GRPCConnection:
 
         :param contract: says which exception classes are known; `None` when no contract's method was called.
         """
-        if not isinstance(error, RpcError):
+        if not isinstance(error, self._engine.rpc_error):
             return self._fate(0) or error
         code, message = error.code().name, error.details() or ""
         details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS), None)
@@ -172,16 +200,16 @@ class GRPCConnection:
     def _answers(self) -> bool:
         try:
             self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=_SETTLE)
-        except RpcError as error:
+        except self._engine.rpc_error as error:
             code: str = error.code().name
             return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
         return True
 
-    def _connect(self, line: HandshakeLine, timeout: float) -> None:
+    def _connect(self, endpoint: Endpoint, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         try:
             self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
-        except RpcError as error:
+        except self._engine.rpc_error as error:
             code: str = error.code().name
             if code in ("UNIMPLEMENTED", "NOT_FOUND"):
                 return  # It has no health service, but it answers gRPC.
@@ -189,10 +217,45 @@ class GRPCConnection:
             if gone is not None:
                 raise gone from None
             raise HandshakeError(
-                f"Plugin {self._name!r} says that it listens on {line.network} {line.address}, but no gRPC server "
+                f"Plugin {self._name!r} says that it listens on {endpoint.name}, but no gRPC server "
                 f"answers there: {error.details()}.",
                 plugin=self._name,
             ) from error
+
+
+class BrokerStream:
+    """The broker's own stream, moved on a thread that ends with it."""
+
+    def __init__(self, channel: Any, rpc_error: Any, broker: GRPCBroker, *, name: str) -> None:
+        self._rpc_error = rpc_error
+        self._broker = broker
+        self._name = name
+        self._call = channel.stream_stream(
+            messages.START_STREAM,
+            request_serializer=messages.ConnInfo.SerializeToString,
+            response_deserializer=messages.ConnInfo.FromString,
+        )(broker.outgoing())
+        self._thread = threading.Thread(target=self._run, name=f"hybridload {name} broker stream", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the stream's end, which closing the channel brings about."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for info in self._call:
+                self._broker.receive(info)
+        except self._rpc_error as error:
+            code: str = error.code().name
+            if code == "UNIMPLEMENTED":
+                log.debug("plugin %s has no broker", self._name)
+            elif code not in ("CANCELLED", "UNAVAILABLE"):
+                log.warning("plugin %s: its broker's stream broke: %s", self._name, error)
+
+
+def _needs_broker(plugin: Plugin) -> bool:
+    return plugin.complete().calls_back if isinstance(plugin, Contract) else isinstance(plugin, GRPCPlugin)
 
 
 class _ContractCalls:

@@ -49,6 +49,13 @@ class Server(Protocol):
     def serve(self, listener: Listener) -> None:
         """Serve every stream that a listener accepts, from now until `stop`. Returns at once; the server closes it."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether anybody is connected."""
+
+    def wait_idle(self, lane: str, timeout: float) -> bool:
+        """Wait until no call of a lane is in flight; whether that came within `timeout` seconds."""
+
     def refuse_calls(self) -> None:
         """Answer new calls of the user's methods with UNAVAILABLE; those in flight, and the protocol's own, go on."""
 
@@ -56,15 +63,25 @@ class Server(Protocol):
         """Take no new calls, give those in flight `grace` seconds, end the others; whether the end came in time."""
 
 
+class Lanes(Protocol):
+    """The threads that servers run calls on."""
+
+    def close(self, timeout: float) -> bool:
+        """Join all threads; whether all of them ended in time."""
+
+
 class Engine(Protocol):
     """Opens channels and makes servers."""
 
     name: str
-    rpc_error: tuple[type[Exception], ...]
-    """What calls on a channel raise; those with `code()`, `details()` and `trailing_metadata()` come from the peer."""
+    rpc_error: Any
+    """A tuple of what calls on a channel raise; those with `code()`, `details()` and `trailing_metadata()` come from the peer."""
 
     def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
         """A channel, shaped as `grpc.Channel`, that connects at the first call."""
+
+    def lanes(self) -> Any:
+        """The threads that servers of this engine run calls on; they start when they are first needed."""
 
     def server(
         self, lanes: Any, options: Sequence[tuple[str, Any]] = (), *, on_idle: Callable[[], None] | None = None

@@ -18,7 +18,7 @@ def _load() -> descriptor_pool.DescriptorPool:
     )
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
-        pool.Add(file)  # type: ignore[no-untyped-call]
+        pool.Add(file)
     return pool
 
 
@@ -26,7 +26,7 @@ POOL = _load()
 
 
 def _message(full_name: str) -> Any:
-    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))  # type: ignore[no-untyped-call]
+    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
 
 
 Empty = _message("plugin.Empty")

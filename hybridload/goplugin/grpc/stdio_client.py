@@ -24,7 +24,7 @@ class StdioStream:
     """
 
     def __init__(
-        self, channel: Any, rpc_error: type[Exception], stdout: OutputSink, stderr: OutputSink, *, name: str
+        self, channel: Any, rpc_error: tuple[type[Exception], ...], stdout: OutputSink, stderr: OutputSink, *, name: str
     ) -> None:
         self._sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
         self._rpc_error = rpc_error

@@ -1,0 +1,210 @@
+"""The engine that is our own HTTP/2: it runs on any stream, without a bridge, and imports no grpcio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from hybridload.goplugin.grpc.engine import Endpoint
+from hybridload.goplugin.grpc.handlers import (
+    CALLS,
+    STREAMS,
+    Behavior,
+    MethodHandler,
+    ServiceHandler,
+    behavior_name,
+)
+from hybridload.goplugin.http2.channel import Channel
+from hybridload.goplugin.http2.server import Server
+from hybridload.goplugin.http2.server_link import ServerLink
+from hybridload.goplugin.http2.status import RpcError, StatusCode
+from hybridload.goplugin.streams.base import Listener
+
+NAME = "direct"
+
+
+class DirectEngine:
+    """Opens channels and makes servers of `hybridload.goplugin.http2`."""
+
+    name = NAME
+    rpc_error: Any = (RpcError,)
+
+    def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Channel:
+        given = dict(options)
+        return Channel(
+            endpoint.open,
+            max_send=_limit(given, "grpc.max_send_message_length"),
+            max_receive=_limit(given, "grpc.max_receive_message_length"),
+        )
+
+    def lanes(self) -> NoLanes:
+        return NoLanes()
+
+    def server(
+        self, lanes: Any, options: Sequence[tuple[str, Any]] = (), *, on_idle: Callable[[], None] | None = None
+    ) -> DirectServer:
+        return DirectServer(options, on_idle)
+
+
+class NoLanes:
+    """Nothing to close: a direct server has its own threads."""
+
+    def close(self, timeout: float) -> bool:
+        """True: all of no threads have ended."""
+        return True
+
+
+class DirectServer:
+    """A gRPC server on streams; to generated code it is a `grpc.Server`.
+
+    It has threads of its own: the one that reads a connection runs a short call itself, so neither streams nor slow
+    calls can starve anything, and it needs no lanes but to count what is in flight.
+    """
+
+    def __init__(self, options: Sequence[tuple[str, Any]], on_idle: Callable[[], None] | None) -> None:
+        given = dict(options)
+        self._server = _Watched(
+            on_idle,
+            max_send=_limit(given, "grpc.max_send_message_length"),
+            max_receive=_limit(given, "grpc.max_receive_message_length"),
+        )
+        self._handlers: tuple[Any, ...] = ()
+        self._placed: dict[str, tuple[Any, Any]] = {}
+        self._in_flight = {lane: _Tally() for lane in (CALLS, STREAMS)}
+        self._refusing = False
+        self._server.add_generic_rpc_handlers([self])
+        self._server.start()
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
+        self._handlers = (*self._handlers, *generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        self.add_generic_rpc_handlers((ServiceHandler(service_name, method_handlers),))
+
+    def abort(
+        self, context: Any, code: str, message: str, trailing_metadata: Sequence[tuple[str, str | bytes]] = ()
+    ) -> NoReturn:
+        if trailing_metadata:
+            context.set_trailing_metadata(tuple(trailing_metadata))
+        context.abort(StatusCode[code], message)
+        raise AssertionError("abort returned")  # pragma: no cover
+
+    def serve(self, listener: Listener) -> None:
+        self._server.add_listener(listener)
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._server._snapshot())
+
+    def refuse_calls(self) -> None:
+        self._refusing = True
+
+    def wait_idle(self, lane: str, timeout: float) -> bool:
+        """Wait until no call of a lane is in flight; whether that came within `timeout` seconds."""
+        tally = self._in_flight.get(lane)
+        return tally is None or tally.wait_idle(timeout)
+
+    def stop(self, grace: float) -> bool:
+        return self._server.stop(grace).wait(grace + 2.0)
+
+    def service(self, details: Any) -> Any:
+        """The one generic handler that the server below knows: it asks the others, and counts their calls."""
+        for handler in self._handlers:
+            found = handler.service(details)
+            if found is None:
+                continue
+            known = self._placed.get(details.method)
+            # A handler of the user's may make up a new answer for each call; ours never does.
+            if known is None or known[0] is not found:
+                known = self._placed[details.method] = (found, self._counted(found))
+            if self._refusing and known[1].lane in self._in_flight:
+                return self._counted(found, self._refuse)
+            return known[1]
+        return None
+
+    def _counted(self, handler: Any, instead: Behavior | None = None) -> MethodHandler:
+        streams = handler.request_streaming or handler.response_streaming
+        lane = getattr(handler, "lane", None) or (STREAMS if streams else CALLS)
+        name = behavior_name(handler.request_streaming, handler.response_streaming)
+        behavior: Behavior = instead or getattr(handler, name)
+        tally = self._in_flight.get(lane)
+        if tally is not None:
+            wrap = _counted_stream if handler.response_streaming else _counted_call
+            behavior = wrap(behavior, tally)
+        return MethodHandler(
+            lane=lane,
+            request_streaming=handler.request_streaming,
+            response_streaming=handler.response_streaming,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+            **{name: behavior},
+        )
+
+    def _refuse(self, request: Any, context: Any) -> NoReturn:
+        self.abort(context, "UNAVAILABLE", "the plugin is ending and takes no more calls")
+
+
+class _Watched(Server):
+    """A server that tells when its last connection has ended."""
+
+    def __init__(self, on_idle: Callable[[], None] | None, **limits: int | None) -> None:
+        super().__init__(**limits)  # type: ignore[arg-type]
+        self._on_idle = on_idle
+
+    def link_ended(self, link: ServerLink) -> None:
+        super().link_ended(link)
+        if self._on_idle is not None and not self._snapshot():
+            self._on_idle()
+
+
+class _Tally:
+    """How many calls are in flight."""
+
+    __slots__ = ("_changed", "_count")
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._count = 0
+
+    def enter(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
+                self._changed.notify_all()
+
+    def wait_idle(self, timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, timeout)
+
+
+def _counted_call(behavior: Behavior, tally: _Tally) -> Behavior:
+    def call(request: Any, context: Any) -> Any:
+        tally.enter()
+        try:
+            return behavior(request, context)
+        finally:
+            tally.leave()
+
+    return call
+
+
+def _counted_stream(behavior: Behavior, tally: _Tally) -> Behavior:
+    def call(request: Any, context: Any) -> Any:
+        tally.enter()
+        try:
+            yield from behavior(request, context)
+        finally:
+            tally.leave()
+
+    return call
+
+
+def _limit(options: Mapping[str, Any], name: str) -> int | None:
+    """A size limit in bytes, as grpc's channel arguments give it: below 0 is none, which is what we begin with."""
+    limit: int = options.get(name, -1)
+    return None if limit < 0 else limit

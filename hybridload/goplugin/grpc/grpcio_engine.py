@@ -1,0 +1,32 @@
+"""The engine that is grpcio. Where more than sockets carries the bytes, a bridge stands between them and grpcio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from hybridload.goplugin.grpc.engine import Endpoint
+from hybridload.goplugin.grpc.grpcio_channel import open_channel
+from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
+
+
+class GrpcioEngine:
+    """Opens channels and makes servers of grpcio."""
+
+    name = "grpcio"
+    rpc_error: Any = (grpc.RpcError,)
+
+    def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
+        if endpoint.plain is not None:
+            return open_channel(*endpoint.plain, options)
+        raise NotImplementedError("a bridge")
+
+    def lanes(self) -> Lanes:
+        return Lanes()
+
+    def server(
+        self, lanes: Lanes, options: Sequence[tuple[str, Any]] = (), *, on_idle: Callable[[], None] | None = None
+    ) -> GrpcioServer:
+        raise NotImplementedError("a bridge")
