@@ -12,11 +12,9 @@ import (
 
 type gopher struct {
 	greeting string
-	log      hclog.Logger
 }
 
 func (g *gopher) Greet() (string, error) {
-	g.log.Info("greeting", "pid", os.Getpid())
 	return g.greeting, nil
 }
 
@@ -27,9 +25,10 @@ func main() {
 	}
 	// A host reads log records off standard error, as JSON.
 	log := hclog.New(&hclog.LoggerOptions{Name: "gopher", Output: os.Stderr, JSONFormat: true})
+	log.Info("ready", "greeting", greeting)
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: greeter.Handshake,
-		Plugins:         greeter.Plugins(&gopher{greeting: greeting, log: log}),
+		Plugins:         greeter.Plugins(&gopher{greeting: greeting}),
 		GRPCServer:      plugin.DefaultGRPCServer,
 		Logger:          log,
 	})

@@ -18,8 +18,12 @@ class Hello:
     def __init__(self, greeting: str = "Hello") -> None:
         self._greeting = greeting
         self._count = 0
+        log.info("ready to say %s", greeting)
 
     def greet(self) -> str:
         self._count += 1
-        log.info("greeting number %d", self._count)
         return f"{self._greeting} from Python!"
+
+    def close(self) -> None:
+        """Called when the plugin is unloaded, wherever it ran."""
+        log.info("said hello %d times", self._count)
