@@ -300,7 +300,7 @@ def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess
         removes it with the listener.
     :raises StreamError: the folder cannot be used, its path is too long for a socket, or the group does not exist.
     """
-    private = None if folder is not None else tempfile.mkdtemp(prefix="hybridload")
+    private = None if folder is not None else tempfile.mkdtemp(prefix="hybridload-")
     path = os.path.join(private or os.fspath(folder or ""), f"plugin{secrets.token_hex(6)}")
 
     def cleanup() -> None:

@@ -1,70 +1,112 @@
-"""What the tests of streams share: nothing may be left behind, and peers written in Go."""
+"""What the tests of streams share."""
 
 from __future__ import annotations
 
-import gc
-import os
-import shutil
+import contextlib
+import json
 import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
-GO_PROGRAMS = Path(__file__).parents[2] / "go"
+from hybridload.goplugin.streams.base import Stream
 
 
-def open_descriptors() -> dict[str, str]:
-    found = {}
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found[number] = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:  # the listing's own
-            continue
-    return found
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for whatever shall happen at once; at the end of the test all of it must be over."""
+    with ThreadPoolExecutor(max_workers=64) as executor:
+        yield executor
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test ends with the threads, descriptors and temporary files that it began with."""
-    folder = tempfile.mkdtemp(prefix="hl", dir="/tmp")
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    threads, descriptors = set(threading.enumerate()), open_descriptors()
-    yield
-    wait_until(lambda: set(threading.enumerate()) <= threads, "threads to end")
-    gc.collect()
-    left = {number: what for number, what in open_descriptors().items() if number not in descriptors}
-    files = os.listdir(folder)
-    shutil.rmtree(folder)
-    assert not left
-    assert not files
+ReceiveExactly = Callable[[Stream, int], bytes]
+ReceiveAll = Callable[[Stream], bytes]
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}: {threading.enumerate()}"
-        time.sleep(0.002)
+@pytest.fixture
+def receive_exactly() -> ReceiveExactly:
+    """Receives so many bytes, however they are cut."""
+
+    def receive_exactly(stream: Stream, count: int) -> bytes:
+        received = bytearray()
+        while len(received) < count:
+            chunk = stream.receive(min(65536, count - len(received)), timeout=20)
+            assert chunk, f"the end came after {len(received)} of {count} bytes"
+            received += chunk
+        return bytes(received)
+
+    return receive_exactly
 
 
-@pytest.fixture(scope="session")
-def go_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds a program of tests/go and returns its path."""
-    missing = None if shutil.which("go") else "the Go toolchain (go) is not on PATH"
-    built: dict[str, Path] = {}
+@pytest.fixture
+def receive_all() -> ReceiveAll:
+    """Receives up to the end of the stream."""
 
-    def build(name: str) -> Path:
-        if missing:
-            if os.environ.get("HYBRIDLOAD_REQUIRE_GO") == "1":
-                pytest.fail(missing)
-            pytest.skip(missing)
-        if name not in built:
-            target = tmp_path_factory.mktemp("go") / name
-            subprocess.run(["go", "build", "-o", target, f"./{name}"], cwd=GO_PROGRAMS, check=True)
-            built[name] = target
-        return built[name]
+    def receive_all(stream: Stream) -> bytes:
+        received = bytearray()
+        while chunk := stream.receive(timeout=20):
+            received += chunk
+        return bytes(received)
 
-    return build
+    return receive_all
+
+
+@pytest.fixture
+def go_peer(go_build: Callable[[str], Path]) -> Iterator[Callable[..., GoPeer]]:
+    """Starts a program of tests/go with arguments; it is stopped at the end of the test."""
+    with contextlib.ExitStack() as peers:
+
+        def start(name: str, *arguments: str) -> GoPeer:
+            peer = GoPeer(go_build(f"tests/go/{name}"), *arguments)
+            peers.callback(peer.stop)
+            return peer
+
+        yield start
+
+
+class GoPeer:
+    """A running Go test program that is told what to do by its arguments and tells what it saw, a line each."""
+
+    def __init__(self, program: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self._errors: list[str] = []
+        self._collector = threading.Thread(target=self._collect_errors, name="stderr of a Go peer")
+        self._collector.start()
+
+    def _collect_errors(self) -> None:
+        self._errors.extend(_pipe(self.process.stderr))
+
+    @property
+    def errors(self) -> str:
+        return "".join(self._errors)
+
+    def line(self) -> str:
+        line = _pipe(self.process.stdout).readline()
+        assert line, f"the Go peer said nothing more; its stderr: {self.errors}"
+        return line.rstrip("\n")
+
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.line())
+        return report
+
+    def tell(self, text: str) -> None:
+        _pipe(self.process.stdin).write(text)
+        _pipe(self.process.stdin).flush()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._collector.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            _pipe(pipe).close()
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe

@@ -26,6 +26,7 @@ from hybridload.goplugin.streams.sockets import (
 )
 
 Pair = tuple[SocketStream, SocketStream]
+ReceiveExactly = Callable[[Stream, int], bytes]
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -39,22 +40,9 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     theirs.close()
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as executor:
-        yield executor
-
-
-def receive_exactly(stream: Stream, count: int) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        chunk = stream.receive(timeout=10)
-        assert chunk, "the end came early"
-        received += chunk
-    return bytes(received)
-
-
-def test_bytes_arrive_in_order_in_both_directions_at_once(pair: Pair, pool: ThreadPoolExecutor) -> None:
+def test_bytes_arrive_in_order_in_both_directions_at_once(
+    pair: Pair, pool: ThreadPoolExecutor, receive_exactly: ReceiveExactly
+) -> None:
     data = os.urandom(3_000_000)
     results = [pool.submit(receive_exactly, stream, len(data)) for stream in pair]
     sends = [pool.submit(stream.send, data) for stream in pair]
@@ -62,7 +50,9 @@ def test_bytes_arrive_in_order_in_both_directions_at_once(pair: Pair, pool: Thre
     assert all(send.result() is None for send in sends)
 
 
-def test_send_all_sends_many_buffers_as_one(pair: Pair, pool: ThreadPoolExecutor) -> None:
+def test_send_all_sends_many_buffers_as_one(
+    pair: Pair, pool: ThreadPoolExecutor, receive_exactly: ReceiveExactly
+) -> None:
     ours, theirs = pair
     buffers = [os.urandom(size) for size in (0, 1, 70_000, 9, 3)] * 700
     expected = b"".join(buffers)
@@ -73,7 +63,9 @@ def test_send_all_sends_many_buffers_as_one(pair: Pair, pool: ThreadPoolExecutor
     assert receive_exactly(theirs, 3) == b"abc"
 
 
-def test_a_send_is_atomic_among_several_threads(pair: Pair, pool: ThreadPoolExecutor) -> None:
+def test_a_send_is_atomic_among_several_threads(
+    pair: Pair, pool: ThreadPoolExecutor, receive_exactly: ReceiveExactly
+) -> None:
     ours, theirs = pair
     size = 300_000
     sends = [pool.submit(ours.send, bytes([letter]) * size) for letter in b"abcd"]
@@ -104,7 +96,7 @@ def test_receive_times_out_and_the_stream_lives_on(pair: Pair) -> None:
     assert theirs.receive(timeout=5) == b"late"
 
 
-def test_half_close_ends_one_direction_only(pair: Pair) -> None:
+def test_half_close_ends_one_direction_only(pair: Pair, receive_exactly: ReceiveExactly) -> None:
     ours, theirs = pair
     ours.send(b"question")
     ours.close_write()
@@ -136,7 +128,9 @@ def test_close_wakes_a_blocked_send(pair: Pair, pool: ThreadPoolExecutor) -> Non
         blocked.result(5)
 
 
-def test_the_peers_close_wakes_a_blocked_send(pair: Pair, pool: ThreadPoolExecutor) -> None:
+def test_the_peers_close_wakes_a_blocked_send(
+    pair: Pair, pool: ThreadPoolExecutor, receive_exactly: ReceiveExactly
+) -> None:
     ours, theirs = pair
     blocked = pool.submit(ours.send, bytes(50_000_000))
     receive_exactly(theirs, 1)
@@ -199,7 +193,9 @@ def test_readable_notices_bytes_and_the_end_and_never_waits(pair: Pair) -> None:
     assert theirs.readable()
 
 
-def test_writable_until_the_peer_stops_reading(pair: Pair, pool: ThreadPoolExecutor) -> None:
+def test_writable_until_the_peer_stops_reading(
+    pair: Pair, pool: ThreadPoolExecutor, receive_exactly: ReceiveExactly
+) -> None:
     ours, theirs = pair
     assert ours.writable()
     blocked = pool.submit(ours.send, bytes(20_000_000))
