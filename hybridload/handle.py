@@ -30,16 +30,17 @@ def handle_class(service: Service) -> type:
     def describe(self: Any) -> str:
         return f"<{service.interface.__name__} {self.__hybridload__()}>"
 
-    body = {
-        "__slots__": (*(method.name for method in service.methods), "__hybridload__", "__weakref__"),
+    slots = [*(method.name for method in service.methods), "__hybridload__"]
+    # An interface without __slots__ brings __weakref__ along.
+    if not any("__weakref__" in base.__dict__ for base in service.interface.__mro__):
+        slots.append("__weakref__")
+    body: dict[str, Any] = {
+        "__slots__": tuple(slots),
         "__doc__": service.interface.__doc__,
         "__module__": service.interface.__module__,
         "__repr__": describe,
         "__hybridload_service__": service,
     }
-    # An interface without __slots__ brings __weakref__ along.
-    if any("__weakref__" in base.__dict__ for base in service.interface.__mro__):
-        body["__slots__"] = tuple(name for name in body["__slots__"] or () if name != "__weakref__")
     name = f"{service.interface.__name__}Handle"
     return types.new_class(name, (service.interface,), {}, lambda namespace: namespace.update(body))
 
@@ -60,7 +61,7 @@ def new_handle(kind: type, methods: Methods, describe: Callable[[], str]) -> Any
 
     :param describe: what its `repr` says behind the interface's name.
     """
-    handle = object.__new__(kind)
+    handle: Any = object.__new__(kind)
     object.__setattr__(handle, "__hybridload__", describe)
     rebind(handle, methods)
     return handle
