@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections import deque
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,12 +31,14 @@ from hybridload.errors import (
     VersionMismatch,
 )
 from hybridload.external import External
+from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.line import MAX_LINE, HandshakeLine
 from hybridload.goplugin.logs import LogReader, emit
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
 from hybridload.goplugin.process import PluginProcess, ProcessSpec, describe_exit
+from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handle import Methods, handle_class, new_handle
 from hybridload.handshake import Handshake
 
@@ -56,10 +58,13 @@ PROTOCOL_VARIABLES = (
 """What a host tells its plugin through the environment. A host that is a plugin itself must not hand its own on."""
 
 _MIN_PORT, _MAX_PORT = 10000, 25000
-_STDERR_LINES = 20
 # Seconds, as go-plugin waits after it asked a plugin to end.
 _GRACE = 2.0
+# Seconds that a plugin which did not come to terms is given to end by itself: its exit status and last words say why.
+_PARTING = 0.25
 _PING_TIMEOUT = 5.0
+# Bytes of an unfinished line that an error shows.
+_SHOWN = 200
 # The words of go-plugin's and of hybridload's plugins for a person who starts one at a shell.
 _COOKIE_WORDS = re.compile(r"this binary is a plugin|magic cookie|not meant to be executed directly", re.IGNORECASE)
 
@@ -135,7 +140,7 @@ class Client:
         self._stderr = OutputSink(sync_stderr, self._logger.getChild("stderr"))
         self._first_line = _FirstLine(self._stdout)
         self._log_lines = LogReader()
-        self._last_words: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._last_words = LastWords()
         # Held by the one thread that starts or kills; `_closing` reaches a start that is still waiting.
         self._lock = threading.Lock()
         # What the process needs for as long as it runs: a copy of a program out of a zipped package.
@@ -144,6 +149,8 @@ class Client:
         self._process: PluginProcess | None = None
         self._connection: Any = None
         self._line: HandshakeLine | None = None
+        # In a forked child this is somebody else's plugin.
+        self._owner = os.getpid()
 
     def start(self) -> None:
         """Run the plugin and connect to it. A client that runs already is left as it is.
@@ -194,7 +201,12 @@ class Client:
         self._connected().ping(timeout)
 
     def kill(self) -> None:
-        """End the plugin: ask it to, give it two seconds, kill it. Waits until it is gone. Safe to call twice."""
+        """End the plugin: ask it to, give it two seconds, kill it. Waits until it is gone. Safe to call twice.
+
+        In a forked child of the process that started the plugin it does nothing.
+        """
+        if os.getpid() != self._owner:
+            return
         self._closing.set()
         process = self._process
         if process is not None and self._connection is None:
@@ -248,7 +260,7 @@ class Client:
     @property
     def stderr(self) -> tuple[str, ...]:
         """The last lines that the plugin wrote on standard error."""
-        return tuple(self._last_words)
+        return self._last_words.lines()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the process's end; whether it came within `timeout` seconds."""
@@ -261,13 +273,16 @@ class Client:
         """
         if self._closing.is_set():
             return self._closed()
-        if self._process is not None and self._process.wait(wait):
-            return self._closed() if self._closing.is_set() else self._crashed()
-        return None
+        process = self._process
+        if process is None or not (process.wait(wait) or process.poll()):
+            return None
+        process.wait(_PARTING)  # what it wrote in the end is part of the error
+        return self._closed() if self._closing.is_set() else self._crashed()
 
     # -- starting
 
     def _start(self) -> None:
+        deadline = time.monotonic() + self._start_timeout
         argv = self._resources.enter_context(self._external.resolve(plugin=self.name))
         if self._own_lifeline:
             self._lifeline = Lifeline()
@@ -277,7 +292,7 @@ class Client:
             self._certificate = generate_certificate()
         spec = ProcessSpec(
             argv=argv,
-            env=self._environment(),
+            env=self._environment(self._socket_folder()),
             cwd=None if self._external.cwd is None else os.fspath(self._external.cwd),
             sha256=self._external.sha256,
         )
@@ -290,13 +305,21 @@ class Client:
             lifeline=self._lifeline,
         )
         # A kill that came before there was a process to kill is seen here.
-        raw = b"" if self._closing.is_set() else self._first_line.wait(self._start_timeout)
+        raw = b"" if self._closing.is_set() else self._first_line.wait(deadline - time.monotonic())
         if self._closing.is_set():
             raise self._closed()
-        self._line = self._accept(raw)
-        self._connection = self._connect(self._line)
+        self._line = self._accept(raw, deadline)
+        self._connection = self._connect(self._line, deadline)
 
-    def _environment(self) -> dict[str, str]:
+    def _socket_folder(self) -> str:
+        """A folder for the plugin's sockets, removed at its end: one that is killed cannot remove them itself."""
+        folder = SocketFolder()
+        self._resources.callback(folder.close)
+        if self._lifeline is not None:
+            self._resources.callback(self._lifeline.release_folder, self._lifeline.guard_folder(folder.path))
+        return folder.path
+
+    def _environment(self, socket_folder: str) -> dict[str, str]:
         if self._inherit_env is True:
             env = dict(os.environ)
         elif self._inherit_env is False:
@@ -305,6 +328,7 @@ class Client:
             env = {key: os.environ[key] for key in self._inherit_env if key in os.environ}
         for key in PROTOCOL_VARIABLES:
             env.pop(key, None)
+        env["PLUGIN_UNIX_SOCKET_DIR"] = socket_folder
         # Go lets the host's own variables win over the command's; what was set for this plugin is meant for it.
         env.update(self._external.env)
         env[self._handshake.cookie_key] = self._handshake.cookie_value
@@ -315,72 +339,74 @@ class Client:
         env["PLUGIN_PROTOCOL_VERSIONS"] = ",".join(str(version) for version in sorted(self._versions))
         return env
 
-    def _accept(self, raw: bytes | None) -> HandshakeLine:
+    def _accept(self, raw: bytes | None, deadline: float) -> HandshakeLine:
         if raw is None:
-            raise StartTimeout(
-                self._with_last_words(
-                    f"Plugin {self.name!r} printed no handshake line within {self._start_timeout:g} s and was killed. "
-                    "Give it a longer start_timeout, or see in its log what it waits for"
-                ),
-                plugin=self.name,
-                stderr=self.stderr,
+            raise self._refused(
+                StartTimeout,
+                f"printed no handshake line within {self._start_timeout:g} s and was killed{self._first_line.begun()}. "
+                "Give it a longer start_timeout, or see in its log what it waits for",
+                parting=0,
             )
         if not raw:
-            raise self._no_line()
+            raise self._no_line(deadline)
         try:
             line = HandshakeLine.parse(raw)
         except HandshakeError as error:
-            raise type(error)(
-                self._with_last_words(f"Plugin {self.name!r}: {error}"), plugin=self.name, stderr=self.stderr
-            ) from error
+            raise self._refused(type(error), f"does not speak go-plugin's handshake. {error}") from error
         if line.app_version not in self._versions:
             ours = ", ".join(str(version) for version in sorted(self._versions))
-            raise VersionMismatch(
-                f"Plugin {self.name!r} serves version {line.app_version} of its application protocol, and this host "
-                f"knows {ours}: use a plugin and a host that have a version in common.",
-                plugin=self.name,
+            raise self._refused(
+                VersionMismatch,
+                f"serves version {line.app_version} of its application protocol, and this host knows {ours}: "
+                "use a plugin and a host that have a version in common",
             )
         if line.protocol not in self._allowed:
-            raise VersionMismatch(
-                f"Plugin {self.name!r} speaks {line.protocol}, and this host allows {', '.join(self._allowed)} "
-                "(allowed_protocols).",
-                plugin=self.name,
+            raise self._refused(
+                VersionMismatch,
+                f"speaks {line.protocol}, and this host allows {', '.join(self._allowed)} (allowed_protocols)",
             )
         return line
 
-    def _no_line(self) -> Exception:
+    def _no_line(self, deadline: float) -> HandshakeError:
+        """The error for a plugin whose output ended without a line, which mostly is the end of its process."""
         assert self._process is not None
-        if not self._process.wait(_GRACE):
-            return ExitedBeforeHandshake(
-                self._with_last_words(
-                    f"Plugin {self.name!r} closed its standard output without a handshake line and was killed"
-                ),
-                plugin=self.name,
-                stderr=self.stderr,
+        if not self._process.wait(min(_GRACE, max(0.0, deadline - time.monotonic()))):
+            return self._refused(
+                ExitedBeforeHandshake,
+                "closed its standard output without a handshake line and was killed. "
+                "A plugin keeps its standard output open until it ends",
+                parting=0,
             )
         code = self._process.returncode
-        said = "\n".join(self.stderr)
-        if code not in (None, 0) and _COOKIE_WORDS.search(said):
-            return CookieMismatch(
-                self._with_last_words(
-                    f"Plugin {self.name!r} refused the magic cookie {self._handshake.cookie_key}="
-                    f"{self._handshake.cookie_value}: give host and plugin the same Handshake"
-                ),
-                plugin=self.name,
-                returncode=code,
-                stderr=self.stderr,
+        if code != 0 and _COOKIE_WORDS.search("\n".join(self.stderr)):
+            return self._refused(
+                CookieMismatch,
+                f"refused the magic cookie {self._handshake.cookie_key}={self._handshake.cookie_value}: "
+                "give host and plugin the same Handshake",
             )
-        return ExitedBeforeHandshake(
-            self._with_last_words(
-                f"Plugin {self.name!r} ended {describe_exit(code)} before it printed a handshake line. "
-                "Run it by hand with the cookie set to see why"
-            ),
+        return self._refused(
+            ExitedBeforeHandshake,
+            f"ended {describe_exit(code)} before it printed a handshake line. "
+            "Run it by hand with the cookie set to see why",
+        )
+
+    def _refused(self, kind: type[HandshakeError], what: str, *, parting: float = _PARTING) -> HandshakeError:
+        """End the process, so that all it said is here, and make the error that quotes it.
+
+        :param what: what it did, as the rest of a sentence about it.
+        :param parting: seconds that it may take to end by itself.
+        """
+        assert self._process is not None
+        ended = self._process.wait(parting)
+        self._process.close()
+        return kind(
+            self._with_last_words(f"Plugin {self.name!r} {what.rstrip('.')}"),
             plugin=self.name,
-            returncode=code,
+            returncode=self._process.returncode if ended else None,
             stderr=self.stderr,
         )
 
-    def _connect(self, line: HandshakeLine) -> Any:
+    def _connect(self, line: HandshakeLine, deadline: float) -> Any:
         from hybridload.goplugin.grpc.connection import GRPCConnection
         from hybridload.goplugin.grpc.engine import Endpoint
         from hybridload.goplugin.grpc.engines import engine_named
@@ -388,22 +414,26 @@ class Client:
 
         transport = SocketTransport(self._tls(line))
         where = f"{line.network} {line.address}"
-        return GRPCConnection(
-            Endpoint(
-                lambda: transport.connect(line.network, line.address, self._start_timeout),
-                where,
-                plain=(line.network, line.address) if transport.tls is None else None,
-            ),
-            transport,
-            engine_named(self._engine),
-            self._versions[line.app_version],
-            name=self.name,
-            fate=self.gone,
-            stdout=self._stdout,
-            stderr=self._stderr,
-            call_timeout=self._call_timeout,
-            connect_timeout=self._start_timeout,
-        )
+        patience = max(_PARTING, deadline - time.monotonic())
+        try:
+            return GRPCConnection(
+                Endpoint(
+                    lambda: transport.connect(line.network, line.address, patience),
+                    where,
+                    plain=(line.network, line.address) if transport.tls is None else None,
+                ),
+                transport,
+                engine_named(self._engine),
+                self._versions[line.app_version],
+                name=self.name,
+                fate=self.gone,
+                stdout=self._stdout,
+                stderr=self._stderr,
+                call_timeout=self._call_timeout,
+                connect_timeout=patience,
+            )
+        except HandshakeError as error:
+            raise self._refused(type(error), str(error)) from error.__cause__
 
     def _tls(self, line: HandshakeLine) -> TLS | None:
         if self._certificate is None or line.certificate is None:
@@ -419,15 +449,16 @@ class Client:
 
     def _read_stderr(self, data: bytes) -> None:
         for entry in self._log_lines.feed(data):
-            self._last_words.append(entry.message)
+            self._last_words.add(entry.message)
             emit(entry, self._logger, self.name, self._module_logger)
 
     def _exited(self, returncode: int) -> None:
         for entry in self._log_lines.finish():
-            self._last_words.append(entry.message)
+            self._last_words.add(entry.message)
             emit(entry, self._logger, self.name, self._module_logger)
         self._first_line.finish()
-        if not self._closing.is_set():
+        # Before that, whoever starts it is told.
+        if self._connection is not None and not self._closing.is_set():
             self._logger.warning("plugin %s ended %s", self.name, describe_exit(returncode))
 
     def _connected(self) -> Any:
@@ -451,25 +482,26 @@ class Client:
         """End the process and everything around it; called with the lock held, and again without effect."""
         process, connection = self._process, self._connection
         if process is not None:
-            if connection is not None and not process.ended:
-                connection.shutdown(_GRACE)
-                if not process.wait(_GRACE):
+            if connection is not None and not process.poll():
+                asked = connection.shutdown(_GRACE)
+                if not (asked and process.wait(_GRACE)) and not process.poll():
                     self._logger.warning("plugin %s did not end when it was asked to; killing it", self.name)
             process.close()
         if connection is not None:
             self._connection = None
             connection.close()
+        self._resources.close()
         if self._own_lifeline and self._lifeline is not None:
             self._lifeline.close()
-        self._resources.close()
 
     def _closed(self) -> PluginClosed:
         return PluginClosed(f"Plugin {self.name!r} was closed; load it again to use it.", plugin=self.name)
 
     def _crashed(self) -> PluginCrashed:
         code = self.returncode
+        when = "right after its handshake line" if self._connection is None else "while it was in use"
         return PluginCrashed(
-            self._with_last_words(f"Plugin {self.name!r} ended {describe_exit(code)} while it was in use"),
+            self._with_last_words(f"Plugin {self.name!r} ended {describe_exit(code)} {when}"),
             plugin=self.name,
             returncode=code,
             stderr=self.stderr,
@@ -502,7 +534,7 @@ class _FirstLine:
         self._seen += data
         line, ended, rest = self._seen.partition(b"\n")
         if ended or len(self._seen) > MAX_LINE:
-            self._settle(line)
+            self._settle(line + ended)
             if rest:
                 self._rest.write(rest)
 
@@ -513,9 +545,14 @@ class _FirstLine:
         self._rest.finish()
 
     def wait(self, timeout: float) -> bytes | None:
-        """The line; empty when the output ended without one, `None` when `timeout` seconds passed."""
+        """The line with its line feed; empty when the output ended without one, `None` after `timeout` seconds."""
         self._known.wait(timeout)
         return self._line
+
+    def begun(self) -> str:
+        """What there is of a line that has not ended, as a part of a sentence; empty when there is nothing."""
+        seen = self._seen[:_SHOWN]
+        return f"; it printed {seen!r} without a line feed" if seen else ""
 
     def _settle(self, line: bytes) -> None:
         self._seen = b""

@@ -14,7 +14,7 @@ from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
-from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError
+from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError, StartTimeout
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.broker import GRPCBroker
 from hybridload.goplugin.grpc.contract_client import contract_methods
@@ -47,7 +47,8 @@ class GRPCConnection:
     :param call_timeout: seconds that a call may take; `None` for no limit.
     :param connect_timeout: seconds to connect in.
     :param options: grpc channel arguments.
-    :raises HandshakeError: nobody answers at the address.
+    :raises HandshakeError: nobody answers at the address; its message continues a sentence that names the plugin.
+    :raises PluginCrashed, PluginClosed: the process ended meanwhile.
     """
 
     def __init__(
@@ -135,8 +136,12 @@ class GRPCConnection:
             )
         raise failure
 
-    def shutdown(self, timeout: float) -> None:
-        """Ask the plugin to end. A plugin that drops the connection instead of answering has done as it was asked."""
+    def shutdown(self, timeout: float) -> bool:
+        """Ask the plugin to end; whether it can be expected to.
+
+        A plugin that drops the connection instead of answering has done as it was asked. One that says nothing for
+        `timeout` seconds, or does not know the call, has not.
+        """
         ask = self.channel.unary_unary(
             messages.SHUTDOWN,
             request_serializer=messages.Empty.SerializeToString,
@@ -144,8 +149,10 @@ class GRPCConnection:
         )
         try:
             ask(messages.Empty(), timeout=timeout)
-        except self.rpc_error:
-            pass
+        except self.rpc_error as error:
+            refused = isinstance(error, self._engine.rpc_error) and error.code().name
+            return refused not in ("DEADLINE_EXCEEDED", "UNIMPLEMENTED")
+        return True
 
     def close(self) -> None:
         """Take the output that is still on its way and close the connection. Safe to call twice."""
@@ -216,9 +223,10 @@ class GRPCConnection:
             gone = self._fate(min(_SETTLE, max(0.0, deadline - time.monotonic())))
             if gone is not None:
                 raise gone from None
-            raise HandshakeError(
-                f"Plugin {self._name!r} says that it listens on {endpoint.name}, but no gRPC server "
-                f"answers there: {error.details()}.",
+            late = code == "DEADLINE_EXCEEDED"
+            raise (StartTimeout if late else HandshakeError)(
+                f"says that it listens on {endpoint.name}, but no gRPC server answers there: "
+                + ("nothing came within the start timeout" if late else f"{error.details()}"),
                 plugin=self._name,
             ) from error
 
