@@ -266,14 +266,13 @@ class _Serving:
                 stdio_service(self._output),
             )
         )
-        for kind, served in self._served.items():
+        for served in self._served.values():
             if isinstance(served.plugin, Contract):
                 service = contract_service(
                     served.plugin.complete(), served.implementation, engine=server, loop=self._loop
                 )
                 server.add_generic_rpc_handlers((service,))
             else:
-                log.debug("kind %s registers its own services", kind)
                 served.plugin.grpc_server(None, server)
 
     # -- while
@@ -334,6 +333,9 @@ class _signals:
         if threading.current_thread() is not threading.main_thread():
             return
         self._set(signal.SIGINT, _nothing)
+        if hasattr(signal, "siginterrupt"):
+            # What it would interrupt need not be prepared for that. The others have to wake the thread that waits.
+            signal.siginterrupt(signal.SIGINT, False)
         for number in _ENDING_SIGNALS:
             # A signal that the program handles or ignores (nohup) is its own business.
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -345,9 +347,6 @@ class _signals:
 
     def _set(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
         self._before[number] = signal.signal(number, handler)
-        if hasattr(signal, "siginterrupt"):
-            # C code need not be prepared for a call that was interrupted.
-            signal.siginterrupt(number, False)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
