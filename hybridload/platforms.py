@@ -6,6 +6,7 @@ Linux is where everything is tested. Where another system lacks something, the f
 from __future__ import annotations
 
 import os
+import selectors
 import shutil
 import signal
 import stat
@@ -152,3 +153,89 @@ def program_stem(file_name: str) -> str | None:
         return file_name
     stem, dot, suffix = file_name.rpartition(".")
     return stem if dot and suffix.lower() == "exe" else None
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in the system's own unit: with the pid it names a process for good. `None`: unknown."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        # The name before the last parenthesis may hold anything; field 22 of proc(5), counted from 1.
+        return int(line.rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class ForeignProcess:
+    """A process that is no child of ours: waited for and killed without ever meaning another one with its pid.
+
+    On Linux a pidfd. Elsewhere the pid is asked for twice a second, and may have become another's in between.
+    """
+
+    _INTERVAL = 0.5
+
+    def __init__(self, pid: int, descriptor: int | None) -> None:
+        self._pid = pid
+        self._descriptor = descriptor
+        self._reader, self._writer = os.pipe()
+
+    @classmethod
+    def open(cls, pid: int) -> ForeignProcess | None:
+        """Hold the process with this pid; `None` when there is none."""
+        if pid <= 0:
+            return None
+        if hasattr(os, "pidfd_open"):
+            try:
+                return cls(pid, os.pidfd_open(pid))
+            except ProcessLookupError:
+                return None
+            except OSError:
+                pass
+        return cls(pid, None) if _exists(pid) else None
+
+    def wait(self) -> bool:
+        """Wait until the process has ended (true) or somebody called `stop_waiting` (false)."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._reader, selectors.EVENT_READ)
+            if self._descriptor is not None:
+                selector.register(self._descriptor, selectors.EVENT_READ)
+            while True:
+                ready = [key.fd for key, _ in selector.select(None if self._descriptor is not None else self._INTERVAL)]
+                if self._descriptor in ready or (self._descriptor is None and not _exists(self._pid)):
+                    return True
+                if self._reader in ready:
+                    return False
+
+    def kill(self) -> None:
+        """Kill the process; nothing when it has ended."""
+        if self._descriptor is not None:
+            try:
+                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        elif sys.platform == "win32":
+            _ignore_gone(os.kill, self._pid, signal.SIGTERM)
+        else:
+            _ignore_gone(os.kill, self._pid, signal.SIGKILL)
+
+    def stop_waiting(self) -> None:
+        """Have `wait` return."""
+        if self._writer >= 0:
+            os.write(self._writer, b"\0")
+
+    def close(self) -> None:
+        """Let go of the process; after `wait` has returned. Safe to call twice."""
+        for descriptor in (self._reader, self._writer, -1 if self._descriptor is None else self._descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._reader = self._writer = -1
+        self._descriptor = None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
