@@ -1,0 +1,400 @@
+"""The channel's connections: how many, which one, dead ones, and what is left when it is closed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hybridload.goplugin.http2 import frames
+from hybridload.goplugin.http2.channel import Channel
+from hybridload.goplugin.http2.connection import Connection, Role
+from hybridload.goplugin.http2.events import HeadersReceived
+from hybridload.goplugin.http2.header_blocks import encode
+from hybridload.goplugin.http2.server import Server
+from hybridload.goplugin.http2.status import RpcError, Status, StatusCode, rpc_error
+from hybridload.goplugin.streams.base import StreamError
+from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
+
+OK_RESPONSE = encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
+OK_TRAILERS = encode(((b"grpc-status", b"0"),))
+
+
+class Dialler:
+    """Opens connections to a server, and remembers them."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.opened: list[SocketStream] = []
+
+    def __call__(self) -> SocketStream:
+        stream = connect("unix", self.address)
+        self.opened.append(stream)
+        return stream
+
+
+@pytest.fixture
+def dial(ours: tuple[Server, str]) -> Dialler:
+    return Dialler(ours[1])
+
+
+def name_of(caught: Any) -> str:
+    return str(caught.value.code().name)
+
+
+def in_threads(count: int, work: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_calls_one_after_the_other_use_one_connection_and_no_thread(dial: Dialler) -> None:
+    with Channel(dial) as channel:
+        before = threading.active_count()
+        for _ in range(50):
+            channel.unary_unary("/t.T/Echo")(b"x")
+        assert len(dial.opened) == 1
+        ours = [thread.name for thread in threading.enumerate() if "http2-read" in thread.name]
+        assert ours == []
+        assert threading.active_count() <= before + 3  # the server's
+
+
+def test_connections_are_bounded(dial: Dialler) -> None:
+    with Channel(dial, max_connections=3) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        in_threads(12, lambda: [echo(b"x", timeout=20) for _ in range(30)])  # type: ignore[arg-type, return-value]
+        assert len(dial.opened) <= 3
+
+
+def test_blocked_calls_do_not_starve_others_of_connections(dial: Dialler, service: Any) -> None:
+    with Channel(dial, max_connections=2) as channel:
+        results: list[str] = []
+
+        def hang() -> None:
+            try:
+                channel.unary_unary("/t.T/Hang")(b"", timeout=3)
+            except RpcError as error:
+                results.append(error.code().name)
+
+        threads = [threading.Thread(target=hang) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        assert service.event("hanging").wait(5)
+        began = time.monotonic()
+        assert channel.unary_unary("/t.T/Echo")(b"x", timeout=2) == b"x"
+        assert time.monotonic() - began < 1
+        for thread in threads:
+            thread.join()
+        assert results == ["DEADLINE_EXCEEDED"] * 5
+
+
+def test_one_connection_carries_streams_and_calls(dial: Dialler) -> None:
+    with Channel(dial, max_connections=1) as channel:
+        stream = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(stream) == b"first"
+        echo = channel.unary_unary("/t.T/Echo")
+        began = time.monotonic()
+        for _ in range(20):
+            assert echo(b"x") == b"x"
+        assert time.monotonic() - began < 1
+        stream.cancel()
+        assert echo(b"y") == b"y"
+    assert len(dial.opened) == 1
+
+
+def test_an_idle_connection_that_died_is_replaced_before_it_is_used(dial: Dialler, ours: tuple[Server, str]) -> None:
+    with Channel(dial) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        assert echo(b"1") == b"1"
+        for link in ours[0]._snapshot():
+            link.close()
+        assert echo(b"2") == b"2"
+        assert len(dial.opened) == 2
+
+
+def test_a_connection_that_breaks_in_mid_call_is_unavailable(dial: Dialler, service: Any, ours: Any) -> None:
+    with Channel(dial) as channel:
+        future = channel.unary_unary("/t.T/Hang").future(b"")
+        assert service.event("hanging").wait(5)
+        for link in ours[0]._snapshot():
+            link.close()
+        with pytest.raises(RpcError) as caught:
+            future.result(timeout=5)
+        assert name_of(caught) == "UNAVAILABLE"
+
+
+def test_nobody_to_connect_to_is_unavailable_and_says_why() -> None:
+    def dial() -> SocketStream:
+        raise StreamError("no such socket")
+
+    with Channel(dial) as channel:
+        for call in (channel.unary_unary("/t.T/Echo"), channel.unary_unary("/t.T/Echo").future):
+            with pytest.raises(RpcError, match="no such socket") as caught:
+                call(b"")
+            assert name_of(caught) == "UNAVAILABLE"
+
+
+def test_closing_ends_blocked_calls_and_leaves_nothing(dial: Dialler, service: Any) -> None:
+    channel = Channel(dial)
+    results: list[str] = []
+
+    def hang(call: Any) -> None:
+        try:
+            call()
+        except RpcError as error:
+            results.append(error.code().name)
+
+    calls = [
+        lambda: channel.unary_unary("/t.T/Hang")(b""),
+        lambda: list(channel.unary_stream("/t.T/HangStream")(b"")),
+        lambda: channel.unary_unary("/t.T/Hang").future(b"").result(),
+    ]
+    threads = [threading.Thread(target=hang, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    assert service.event("hanging").wait(5)
+    deadline = time.monotonic() + 5
+    while len(dial.opened) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    channel.close()
+    channel.close()
+    for thread in threads:
+        thread.join(5)
+    assert results == ["CANCELLED"] * 3
+
+
+def test_a_stream_that_is_dropped_is_cancelled(dial: Dialler, service: Any) -> None:
+    with Channel(dial, max_connections=1) as channel:
+        responses = channel.unary_stream("/t.T/Count")(b"1000000")
+        assert next(responses) == b"0"
+        del responses
+        gc.collect()
+        channel.unary_unary("/t.T/Echo")(b"")
+        assert service.event("counted").wait(5)
+
+
+def test_a_slow_consumer_holds_back_the_server_not_the_memory(dial: Dialler, service: Any) -> None:
+    sent = 0
+
+    def endless(request: bytes, context: Any) -> Any:
+        nonlocal sent
+        while context.is_active():
+            sent += 1
+            yield bytes(10000)
+
+    handler = type(service.handlers["Echo"])
+    service.handlers["Endless"] = handler(endless, response_streaming=True)
+    with Channel(dial, max_connections=1) as channel:
+        responses = channel.unary_stream("/t.T/Endless")(b"")
+        next(responses)
+        for _ in range(50):  # other calls go on meanwhile
+            channel.unary_unary("/t.T/Echo")(b"")
+        before = -1
+        while before != sent:
+            before = sent
+            channel.unary_unary("/t.T/Echo")(b"")
+            time.sleep(0.05)
+        assert sent < 300  # 1 MiB of window and what the sockets hold
+        for _ in range(1000):
+            next(responses)
+        responses.cancel()
+
+
+def test_a_message_too_large_is_refused_on_either_side(dial: Dialler) -> None:
+    with Channel(dial, max_receive=1000, max_send=2000) as channel:
+        for request, code in ((b"x" * 2001, "RESOURCE_EXHAUSTED"), (b"x" * 1500, "RESOURCE_EXHAUSTED")):
+            with pytest.raises(RpcError) as caught:
+                channel.unary_unary("/t.T/Echo")(request)
+            assert name_of(caught) == code
+        assert channel.unary_unary("/t.T/Echo")(b"x" * 1000) == b"x" * 1000
+
+
+def test_a_server_refuses_requests_that_are_too_large(service: Any) -> None:
+    server = Server((service,), max_receive=1000)
+    server.start()
+
+    def dial() -> SocketStream:
+        mine, theirs = socket_pair()
+        server.serve(theirs)
+        return mine
+
+    with Channel(dial) as channel:
+        with pytest.raises(RpcError, match="1001 bytes") as caught:
+            channel.unary_unary("/t.T/Echo")(b"x" * 1001)
+        assert name_of(caught) == "RESOURCE_EXHAUSTED"
+        with pytest.raises(RpcError):
+            channel.unary_unary("/t.T/Echo")(b"x" * (100 << 20))
+        assert channel.unary_unary("/t.T/Echo")(b"x") == b"x"
+    assert server.stop(0).wait(5)
+
+
+# A server by hand, which does what a good one never would.
+
+
+def answering(script: Callable[[Connection, int], None]) -> tuple[Channel, list[threading.Thread]]:
+    """A channel to a peer that answers each request by `script(connection, stream_id)`."""
+    threads: list[threading.Thread] = []
+
+    def answer(stream: SocketStream) -> None:
+        connection = Connection(Role.SERVER)
+        try:
+            while data := stream.receive():
+                for event in connection.receive(data):
+                    if isinstance(event, HeadersReceived):
+                        script(connection, event.stream_id)
+                stream.send_all(connection.data_to_send())
+        except StreamError:
+            pass
+        finally:
+            stream.close()
+
+    def dial() -> SocketStream:
+        mine, theirs = socket_pair()
+        threads.append(threading.Thread(target=answer, args=(theirs,)))
+        threads[-1].start()
+        return mine
+
+    return Channel(dial), threads
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        (lambda c, s: c.send_headers(s, encode(((b":status", b"503"),)), True), "UNAVAILABLE", "HTTP 503"),
+        (lambda c, s: c.send_headers(s, encode(((b":status", b"404"),)), True), "UNIMPLEMENTED", "HTTP 404"),
+        (
+            lambda c, s: c.send_headers(s, encode(((b":status", b"200"), (b"content-type", b"text/html")))),
+            "UNKNOWN",
+            "html",
+        ),
+        (lambda c, s: c.reset(s, frames.ErrorCode.INTERNAL_ERROR), "INTERNAL", "INTERNAL_ERROR"),
+        (lambda c, s: c.reset(s, frames.ErrorCode.ENHANCE_YOUR_CALM), "RESOURCE_EXHAUSTED", "CALM"),
+        (lambda c, s: c.reset(s, frames.ErrorCode.REFUSED_STREAM), "UNAVAILABLE", "REFUSED"),
+        (lambda c, s: c.send_headers(s, OK_RESPONSE + OK_TRAILERS, True), "INTERNAL", "without a message"),
+        (lambda c, s: (c.send_headers(s, OK_RESPONSE), c.send_data(s, bytes(5), True)), "INTERNAL", "without trailers"),
+        (
+            lambda c, s: (
+                c.send_headers(s, OK_RESPONSE),
+                c.send_data(s, bytes(3)),
+                c.send_headers(s, OK_TRAILERS, True),
+            ),
+            "INTERNAL",
+            "middle of a message",
+        ),
+        (
+            lambda c, s: (
+                c.send_headers(s, OK_RESPONSE),
+                c.send_data(s, bytes(10)),
+                c.send_headers(s, OK_TRAILERS, True),
+            ),
+            "INTERNAL",
+            "several messages",
+        ),
+        (lambda c, s: (c.send_headers(s, OK_RESPONSE), c.send_data(s, b"\1\0\0\0\1x")), "INTERNAL", "compressed"),
+        (lambda c, s: c.send_headers(s, OK_RESPONSE + encode(((b"grpc-status", b"x"),)), True), "UNKNOWN", ""),
+        (lambda c, s: c._out.append(frames.header(3, frames.PING, 0, 0) + b"abc"), "UNAVAILABLE", "broke the protocol"),
+    ],
+)
+def test_a_server_that_misbehaves_gives_a_status(script: Any, code: str, words: str) -> None:
+    channel, threads = answering(script)
+    with channel, pytest.raises(RpcError) as caught:
+        channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+    for thread in threads:
+        thread.join()
+    assert name_of(caught) == code
+    assert words in caught.value.details()
+
+
+def test_a_call_that_was_refused_is_made_again() -> None:
+    refused: list[int] = []
+
+    def script(connection: Connection, stream_id: int) -> None:
+        if not refused:
+            refused.append(stream_id)
+            connection.reset(stream_id, frames.ErrorCode.REFUSED_STREAM)
+            return
+        connection.send_headers(stream_id, OK_RESPONSE)
+        connection.send_data(stream_id, bytes(5))
+        connection.send_headers(stream_id, OK_TRAILERS, True)
+
+    channel, threads = answering(script)
+    with channel:
+        assert channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b""
+    for thread in threads:
+        thread.join()
+
+
+def test_a_connection_that_goes_away_is_left_and_its_calls_end_well() -> None:
+    def script(connection: Connection, stream_id: int) -> None:
+        connection.go_away()
+        connection.send_headers(stream_id, OK_RESPONSE)
+        connection.send_data(stream_id, bytes(5))
+        connection.send_headers(stream_id, OK_TRAILERS, True)
+
+    channel, threads = answering(script)
+    with channel:
+        for _ in range(3):
+            assert channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b""
+    assert len(threads) == 3
+    for thread in threads:
+        thread.join()
+
+
+def test_a_deadline_ends_a_call_whose_request_is_not_read() -> None:
+    mine, theirs = socket_pair()
+    with Channel(lambda: mine) as channel:
+        theirs.send(frames.settings({4: (1 << 31) - 1}) + frames.window_update(0, (1 << 30)))
+        began = time.monotonic()
+        with pytest.raises(RpcError) as caught:
+            channel.unary_unary("/t.T/Echo")(bytes(8 << 20), timeout=0.3)
+        assert name_of(caught) == "DEADLINE_EXCEEDED"
+        assert time.monotonic() - began < 3
+    theirs.close()
+
+
+# grpc, if anybody has imported it
+
+
+def run_python(code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_neither_end_imports_grpc() -> None:
+    code = (
+        "import sys, hybridload.goplugin.http2.channel, hybridload.goplugin.http2.server\n"
+        "print([name for name in ('grpc', 'google.protobuf', 'hpack', 'cryptography', 'ssl', 'zlib') if name in sys.modules])\n"
+        "from hybridload.goplugin.http2.status import *\n"
+        "error = rpc_error(Status(StatusCode.NOT_FOUND, 'x'))\n"
+        "print(error.code() is StatusCode.NOT_FOUND, type(error) is RpcError)\n"
+        "import grpc\n"
+        "error = rpc_error(Status(StatusCode.NOT_FOUND, 'x'))\n"
+        "print(error.code() is grpc.StatusCode.NOT_FOUND, isinstance(error, grpc.RpcError), isinstance(error, RpcError))\n"
+    )
+    assert run_python(code).splitlines() == ["[]", "True True", "True True True"]
+
+
+def test_status_codes_are_grpcs() -> None:
+    grpc = pytest.importorskip("grpc")
+    assert {code.name: code.value for code in StatusCode} == {code.name: code.value for code in grpc.StatusCode}
+    for code in grpc.StatusCode:
+        assert StatusCode.of(code) is StatusCode[code.name]
+        assert StatusCode.of(code.value[0]) is StatusCode[code.name]
+    assert StatusCode.of(99) is StatusCode.UNKNOWN
+
+
+def test_an_error_says_which_call_ended_how() -> None:
+    assert str(rpc_error(Status(StatusCode.NOT_FOUND, "no such thing"), (), "/t.T/Get")) == (
+        "/t.T/Get: NOT_FOUND: no such thing"
+    )

@@ -1,0 +1,89 @@
+"""The few threads there are: workers, and the one for deadlines."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from hybridload.goplugin.http2.timers import Timers
+from hybridload.goplugin.http2.workers import Workers, WorkersClosed
+
+
+def test_a_job_gets_a_thread_at_once_however_many_are_busy() -> None:
+    workers = Workers("test")
+    barrier = threading.Barrier(21)
+    for _ in range(20):
+        workers.submit(lambda: barrier.wait(5) and None)
+    barrier.wait(5)
+    assert workers.close(5)
+
+
+def test_idle_threads_are_used_again() -> None:
+    workers = Workers("test")
+    names = set()
+    for _ in range(30):
+        done = threading.Event()
+
+        def job(done: threading.Event = done) -> None:
+            names.add(threading.current_thread().name)
+            done.set()
+
+        workers.submit(job)
+        assert done.wait(5)
+    assert len(names) < 10
+    assert workers.close(5)
+
+
+def test_a_job_that_fails_costs_nothing_but_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    workers = Workers("test")
+    workers.submit(lambda: 1 // 0 and None)
+    assert workers.close(5)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_closed_workers_take_nothing_and_say_whether_all_are_done() -> None:
+    workers = Workers("test")
+    release = threading.Event()
+    workers.submit(lambda: release.wait(5) and None)
+    assert not workers.close(0.01)
+    with pytest.raises(WorkersClosed):
+        workers.submit(lambda: None)
+    release.set()
+    assert workers.close(5)
+
+
+def test_actions_run_in_the_order_in_which_they_are_due() -> None:
+    timers = Timers("test")
+    ran: list[int] = []
+    done = threading.Event()
+    now = time.monotonic()
+    timers.at(now + 0.04, done.set)
+    timers.at(now + 0.03, lambda: ran.append(3))
+    timers.at(now + 0.01, lambda: ran.append(1))
+    cancelled = timers.at(now + 0.02, lambda: ran.append(2))
+    cancelled.cancel()
+    cancelled.cancel()
+    assert done.wait(5)
+    assert ran == [1, 3]
+    timers.close()
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    timers = Timers("test")
+    for _ in range(5000):
+        timers.at(time.monotonic() + 1000, lambda: None).cancel()
+    assert len(timers._heap) < 200
+    timers.close()
+
+
+def test_an_action_that_fails_does_not_stop_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    timers = Timers("test")
+    done = threading.Event()
+    timers.at(0, lambda: 1 // 0 and None)
+    timers.at(0, done.set)
+    assert done.wait(5)
+    timers.close()
+    timers.close()
+    assert "ZeroDivisionError" in caplog.text
