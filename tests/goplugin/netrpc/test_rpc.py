@@ -179,7 +179,7 @@ def test_a_go_client_is_answered_in_gos_words(peer: Any) -> None:
             case Call(_, "Plugin", "Fail", _):
                 return server.error(call, "")
             case Call(_, "Plugin", "Unsendable", _):
-                with pytest.raises(GobError, match="expected a str, got the float 1.5"):
+                with pytest.raises(GobError, match=r"expected a str, got the float 1\.5"):
                     server.reply(call, [1.5], Slice(STRING))
                 return server.error(call, "no such luck")
         return server.reply(call, len(call.argument), int_)

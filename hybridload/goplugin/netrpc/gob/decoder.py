@@ -46,6 +46,10 @@ class NeedData:
 NEED_DATA: Final = NeedData()
 
 
+_BREAKS: Final = (GobCorrupt, IndexError, RecursionError)
+"""What ends a stream. Reading past the end of a message is an `IndexError`, because each byte is read that way."""
+
+
 class _MessageMissing(Exception):
     """The value goes on in a message that has not come."""
 
@@ -95,17 +99,19 @@ class Decoder:
         :raises GobCorrupt: when the stream is broken; it cannot be read on.
         """
         try:
-            if not self._prepare():
+            try:
+                if not self._prepare():
+                    return NEED_DATA
+                value = self._readers.outermost(self._type_id, receiver)(self._cursor)
+                self._check_end()
+            except _MessageMissing:
+                self._begin_scan(skipping=False)
                 return NEED_DATA
-            value = self._readers.outermost(self._type_id, receiver)(self._cursor)
-            self._check_end()
-        except _MessageMissing:
-            self._begin_scan(skipping=False)
-            return NEED_DATA
-        except Misfit as misfit:
-            self._skip_in_time()
-            raise GobMismatch(f"The received value does not fit: {misfit}.") from misfit.__cause__
-        except (GobCorrupt, IndexError, RecursionError) as error:
+            except Misfit as misfit:
+                self._begin_scan(skipping=True)
+                self._continue_scan()  # Now if all of the value is there, else whenever more is asked for.
+                raise GobMismatch(f"The received value does not fit: {misfit}.") from misfit.__cause__
+        except _BREAKS as error:
             raise self._broken(error) from None
         self._finish()
         return value
@@ -123,7 +129,7 @@ class Decoder:
                 return True
             self._skipping = False  # It is still the value at hand, and the next call may want it after all.
             return False
-        except (GobCorrupt, IndexError, RecursionError) as error:
+        except _BREAKS as error:
             raise self._broken(error) from None
 
     def _prepare(self) -> bool:
@@ -196,11 +202,6 @@ class Decoder:
             self._forget_definitions()
             self._rewind()
         return True
-
-    def _skip_in_time(self) -> None:
-        """Skip the rest of a value that was refused: now if it is all there, else whenever more is asked for."""
-        self._begin_scan(skipping=True)
-        self._continue_scan()
 
     # Messages and types
 

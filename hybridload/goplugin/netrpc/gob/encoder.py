@@ -39,6 +39,7 @@ from hybridload.goplugin.netrpc.gob.types import (
 from hybridload.goplugin.netrpc.gob.wire import DEFINITION, FIRST_USER_ID, LONGEST_NAME, Limits, put_bytes, put_int
 from hybridload.goplugin.netrpc.gob.writers import Write, Writers
 
+_SMALL_COUNTS: Final = tuple(bytes((count,)) for count in range(128))
 _FORM_FIELDS: Final = {form: field for field, form in wire.FORM_FIELDS.items()}
 
 
@@ -94,14 +95,16 @@ class Encoder:
         :param go_type: the declared type of the value.
         :raises GobError: when the value is not of that type, or cannot be sent; nothing of it was.
         """
-        return self.encode_all((value, go_type))
+        body, needed = self._encoded(value, go_type)
+        return self._message(body, needed)
 
     def encode_all(self, *values: tuple[Any, GoType]) -> bytes:
         """Several values, each with its declared type, as one: all of them are sent or none.
 
         :raises GobError: when one of the values is not of its type, or cannot be sent.
         """
-        return b"".join([self._message(*encoded) for encoded in [self._encoded(*value) for value in values]])
+        messages = [self._encoded(value, go_type) for value, go_type in values]
+        return b"".join([self._message(body, needed) for body, needed in messages])
 
     def _encoded(self, value: Any, go_type: GoType) -> tuple[bytearray, list[_Plan]]:
         """A message without its count, and the plans of all types in it."""
@@ -123,6 +126,9 @@ class Encoder:
         for plan in needed:
             if not plan.sent:
                 self._put_definitions(out, plan)
+        size = len(body)
+        if size < 128 and not out:
+            return _SMALL_COUNTS[size] + body
         put_bytes(out, body)
         return bytes(out)
 

@@ -76,7 +76,11 @@ def read_uint(cursor: Cursor) -> int:
 
 
 def read_int(cursor: Cursor) -> int:
-    number = read_uint(cursor)
+    number = cursor.data[cursor.pos]
+    if number < 128:
+        cursor.pos += 1
+    else:
+        number = read_uint(cursor)
     return ~(number >> 1) if number & 1 else number >> 1
 
 
@@ -121,7 +125,11 @@ def put_uint(out: bytearray, number: int) -> None:
 
 def put_int(out: bytearray, number: int) -> None:
     """Append an integer from -2**63 to 2**63 - 1."""
-    put_uint(out, (~number << 1) | 1 if number < 0 else number << 1)
+    number = (~number << 1) | 1 if number < 0 else number << 1
+    if number < 128:
+        out.append(number)
+    else:
+        put_uint(out, number)
 
 
 def put_float(out: bytearray, number: float) -> None:
