@@ -34,7 +34,7 @@ from hybridload.external import External
 from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.line import MAX_LINE, HandshakeLine
-from hybridload.goplugin.logs import LogReader, emit
+from hybridload.goplugin.logs import LogReader, PluginLog
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
 from hybridload.goplugin.process import PluginProcess, ProcessSpec, describe_exit
@@ -135,7 +135,7 @@ class Client:
         self._logger = logger or logging.getLogger(f"hybridload.plugin.{self.name}")
         self._lifeline = lifeline
         self._own_lifeline = lifeline is None
-        self._module_logger = module_logger or self._logger
+        self._log = PluginLog(self._logger, self.name, module_logger)
         self._stdout = OutputSink(sync_stdout, self._logger.getChild("stdout"))
         self._stderr = OutputSink(sync_stderr, self._logger.getChild("stderr"))
         self._first_line = _FirstLine(self._stdout)
@@ -450,12 +450,12 @@ class Client:
     def _read_stderr(self, data: bytes) -> None:
         for entry in self._log_lines.feed(data):
             self._last_words.add(entry.message)
-            emit(entry, self._logger, self.name, self._module_logger)
+            self._log.emit(entry)
 
     def _exited(self, returncode: int) -> None:
         for entry in self._log_lines.finish():
             self._last_words.add(entry.message)
-            emit(entry, self._logger, self.name, self._module_logger)
+            self._log.emit(entry)
         self._first_line.finish()
         # Before that, whoever starts it is told.
         if self._connection is not None and not self._closing.is_set():

@@ -9,22 +9,30 @@ The rules, read off go-plugin v1.8.0 (client.go, log_entry.go):
 - Any other line is debug.
 
 A line that is longer than the limit comes in pieces, in order, each with the level of the first: nothing is lost and
-memory stays bounded. Pure: bytes in, entries out.
+memory stays bounded.
+
+A plugin's words are data. They choose neither which attributes of a record are overwritten nor how many loggers there
+are, for a logger is never freed.
+
+Pure but for `PluginLog`, which hands entries to `logging`: bytes in, entries out.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
+from hybridload.goplugin.last_words import PANICS
+
 TRACE = 5
 """hclog's trace, which `logging` has no name for."""
 
-MAX_LINE = 1024 * 1024
+MAX_LINE = 4 * 1024 * 1024
 """Bytes of one line that are kept together."""
 
 _LEVELS = {
@@ -44,7 +52,16 @@ _TAGS = {
     "[WARN]": logging.WARNING,
     "[ERROR]": logging.ERROR,
 }
-_RECORD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "plugin"}
+_RECORD_ATTRIBUTES = frozenset(dir(logging.makeLogRecord({}))) | {
+    "asctime",
+    "message",
+    "plugin",
+    "plugin_module",
+    "taskName",
+}
+_MODULES = 250
+_LONGEST_MODULE = 200
+_DEEPEST_MODULE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +82,51 @@ class LogEntry:
 
 
 class LineSplitter:
-    """Bytes in, lines out (without their line feed); a line longer than `limit` bytes comes in pieces."""
+    """Bytes in, lines out (without their line feed); a line longer than `limit` bytes comes in pieces.
+
+    A piece ends between two characters where the line is UTF-8.
+    """
 
     __slots__ = ("_limit", "_rest")
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
         """Take more bytes; give each line or piece, and whether it ends a line."""
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
+        lines = data.split(b"\n")
         pieces: list[tuple[bytes, bool]] = []
-        for line in lines:
-            while len(line) > self._limit:
-                pieces.append((line[: self._limit], False))
-                line = line[self._limit :]
-            pieces.append((line, True))
-        while len(self._rest) > self._limit:
-            pieces.append((self._rest[: self._limit], False))
-            self._rest = self._rest[self._limit :]
+        if len(lines) > 1:
+            self._rest += lines[0]
+            self._cut(pieces)
+            pieces.append((bytes(self._rest), True))
+            self._rest.clear()
+            for line in lines[1:-1]:
+                if len(line) > self._limit:
+                    self._rest += line
+                    self._cut(pieces)
+                    line = bytes(self._rest)
+                    self._rest.clear()
+                pieces.append((line, True))
+        self._rest += lines[-1]
+        self._cut(pieces)
         return pieces
 
     def finish(self) -> list[tuple[bytes, bool]]:
         """What is left when no more bytes come."""
-        rest, self._rest = self._rest, b""
+        rest = bytes(self._rest)
+        self._rest.clear()
         return [(rest, True)] if rest else []
+
+    def _cut(self, pieces: list[tuple[bytes, bool]]) -> None:
+        while len(self._rest) > self._limit:
+            end = self._limit
+            # At most three bytes follow the first one of a character.
+            while end > self._limit - 3 and end > 1 and self._rest[end] & 0xC0 == 0x80:
+                end -= 1
+            pieces.append((bytes(self._rest[:end]), False))
+            del self._rest[:end]
 
 
 class LogReader:
@@ -131,22 +166,25 @@ class LogReader:
             level = _TAGS.get(tag + closed)
             if level is not None:
                 return LogEntry(level, text)
-        if text.startswith(("panic: ", "fatal error: ")):
+        if text.startswith(PANICS):
             self._panicking = True
         return LogEntry(logging.ERROR if self._panicking else logging.DEBUG, text)
+
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def parse_hclog(text: str) -> LogEntry | None:
     """An hclog JSON line as an entry, or `None` when it is none."""
     try:
-        record = json.loads(text)
+        record = _decode(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("@message"), str):
+    message = record.pop("@message", None)
+    if not isinstance(message, str):
         return None
     level = record.pop("@level", None)
     module = record.pop("@module", None)
-    message = record.pop("@message")
     return LogEntry(
         level=_LEVELS.get(level.lower(), logging.INFO) if isinstance(level, str) else logging.INFO,
         message=message,
@@ -161,30 +199,54 @@ def _seconds(timestamp: object) -> float | None:
         return None
     try:
         return datetime.fromisoformat(timestamp).timestamp()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return None
 
 
-def emit(entry: LogEntry, logger: logging.Logger, plugin: str, modules: logging.Logger | None = None) -> None:
-    """Hand an entry to `logging`, as the record that the plugin's own logger would have made.
+class PluginLog:
+    """Hands entries to `logging`, as the records that the plugin's own logger would have made.
 
-    Fields become attributes of the record, as `extra` does; one that would overwrite an attribute of the record gets
-    an underscore behind it.
+    Fields become attributes of the record, as `extra` does; one that has the name of something a record has already
+    gets an underscore behind it. Every record also has `plugin` and `plugin_module`.
 
     :param logger: gets entries without a module.
-    :param plugin: the plugin's name, which the record carries as `record.plugin`.
-    :param modules: an entry that names a module goes to that child of it; `logger` by default.
+    :param plugin: the plugin's name.
+    :param modules: an entry that names a module goes to that child of it; `logger` by default. When a plugin names
+        hundreds of modules, or a name is absurd, what is too much goes to `logger`.
     """
-    target = (modules or logger).getChild(entry.module) if entry.module else logger
-    if not target.isEnabledFor(entry.level):
-        return
-    record = target.makeRecord(target.name, entry.level, "(plugin)", 0, entry.message, (), None)
-    if entry.level == TRACE:
-        record.levelname = "TRACE"
-    if entry.created is not None:
-        record.created = entry.created
-        record.msecs = (entry.created - int(entry.created)) * 1000
-    record.plugin = plugin
-    for key, value in entry.fields.items():
-        setattr(record, key + "_" if key in _RECORD_ATTRIBUTES else key, value)
-    target.handle(record)
+
+    def __init__(self, logger: logging.Logger, plugin: str, modules: logging.Logger | None = None) -> None:
+        self._logger = logger
+        self._plugin = plugin
+        self._parent = modules or logger
+        self._children: dict[str, logging.Logger] = {"": logger}
+
+    def emit(self, entry: LogEntry) -> None:
+        """Hand on one entry."""
+        target = self._children.get(entry.module) or self._child(entry.module)
+        if not target.isEnabledFor(entry.level):
+            return
+        record = target.makeRecord(target.name, entry.level, "(plugin)", 0, entry.message, (), None)
+        if entry.level == TRACE:
+            record.levelname = "TRACE"
+        if entry.created is not None:
+            record.created = entry.created
+            record.msecs = (entry.created - int(entry.created)) * 1000
+        # The dictionary and not setattr: an attribute's name is kept for ever by some Pythons.
+        attributes = record.__dict__
+        attributes["plugin"] = self._plugin
+        attributes["plugin_module"] = entry.module
+        for key, value in entry.fields.items():
+            attributes[key + "_" if key in _RECORD_ATTRIBUTES else key] = value
+        target.handle(record)
+
+    def _child(self, module: str) -> logging.Logger:
+        if (
+            len(self._children) > _MODULES
+            or len(module) > _LONGEST_MODULE
+            or module.count(".") > _DEEPEST_MODULE
+            or not all(module.split("."))
+        ):
+            return self._logger
+        child = self._children[module] = self._parent.getChild(module)
+        return child

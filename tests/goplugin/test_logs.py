@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridload.goplugin.logs import TRACE, LogEntry, LogReader, emit
+from hybridload.goplugin.logs import TRACE, LineSplitter, LogEntry, LogReader, PluginLog
 
 
 def read(*chunks: bytes, limit: int = 1024 * 1024) -> list[LogEntry]:
@@ -16,7 +16,10 @@ def read(*chunks: bytes, limit: int = 1024 * 1024) -> list[LogEntry]:
 
 
 def test_an_hclog_record_keeps_its_level_module_time_and_fields() -> None:
-    line = b'{"@level":"warn","@message":"hot","@module":"a.b","@timestamp":"2026-11-23T10:00:00.250000Z","n":1,"t":{"x":2}}\n'
+    line = (
+        b'{"@level":"warn","@message":"hot","@module":"a.b","@timestamp":"2026-11-23T10:00:00.250000Z",'
+        b'"n":1,"t":{"x":2}}\n'
+    )
     [entry] = read(line)
     assert entry == LogEntry(logging.WARNING, "hot", "a.b", 1795428000.25, {"n": 1, "t": {"x": 2}})
 
@@ -58,12 +61,100 @@ def test_a_line_over_the_limit_comes_in_pieces_with_the_level_of_the_first() -> 
     assert [entry.level for entry in entries] == [40, 40, 40, 10]
 
 
+@given(st.text(st.sampled_from("aé€😀"), min_size=1), st.integers(4, 9))
+def test_a_line_over_the_limit_is_cut_between_characters(text: str, limit: int) -> None:
+    pieces = [entry.message for entry in read(text.encode(), b"\n", limit=limit)]
+    assert "".join(pieces) == text
+    assert all(len(piece.encode()) <= limit for piece in pieces)
+
+
+@given(st.lists(st.binary(max_size=30)), st.integers(4, 9))
+def test_the_memory_for_a_line_is_bounded_whatever_comes(chunks: list[bytes], limit: int) -> None:
+    splitter = LineSplitter(limit)
+    pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)] + splitter.finish()
+    assert all(len(piece) <= limit for piece, _ in pieces)
+    whole = b"".join(piece + b"\n" * ends for piece, ends in pieces)
+    assert whole.removesuffix(b"\n") == b"".join(chunks).removesuffix(b"\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{" * 100_000,
+        b'{"@message": "x", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"@message": "\\ud800"}',
+        b'{"@message": "x", "n": NaN}',
+        b'{"@message": null}',
+        b'{"@message": "x"} trailing',
+        b'{"@message": "\xff"}',
+        b'["@message"]',
+    ],
+)
+def test_what_is_almost_an_hclog_record_is_still_a_line_that_can_be_printed(line: bytes) -> None:
+    [entry] = read(line + b"\n")
+    entry.message.encode()
+
+
+@pytest.mark.parametrize(
+    "timestamp", ["", "now", "0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2026-13-01T00:00:00Z", "1e9999"]
+)
+def test_a_timestamp_that_is_none_is_left_out(timestamp: str) -> None:
+    [entry] = read(json.dumps({"@message": "m", "@timestamp": timestamp}).encode())
+    assert entry.message == "m"
+    assert logging.Formatter("%(asctime)s").format(record_of(entry))
+
+
+def record_of(entry: LogEntry, *, name: str = "hybridload.plugin.test") -> logging.LogRecord:
+    """The record that the entry becomes."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    logger.setLevel(TRACE)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        PluginLog(logger, "test").emit(entry)
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+    [record] = records
+    return record
+
+
+@pytest.mark.parametrize(
+    "key", ["getMessage", "__class__", "__dict__", "msg", "args", "exc_info", "levelno", "created", "message", "plugin"]
+)
+def test_no_field_takes_the_place_of_what_a_record_has(key: str) -> None:
+    record = record_of(LogEntry(logging.INFO, "said", fields={key: {"a": 1}}))
+    assert getattr(record, key + "_") == {"a": 1}
+    assert logging.Formatter("%(levelname)s %(message)s").format(record) == "INFO said"
+
+
+def test_a_plugin_can_make_only_so_many_loggers() -> None:
+    logger = logging.getLogger("hybridload.plugin.hostile")
+    log = PluginLog(logger, "hostile")
+    for number in range(2000):
+        log.emit(LogEntry(logging.DEBUG, "m", f"module{number}"))
+    for module in ("x" * 10_000, ".".join("y" * 1000), "..", "a..b", "."):
+        log.emit(LogEntry(logging.DEBUG, "m", module))
+    made = [name for name in logging.root.manager.loggerDict if name.startswith("hybridload.plugin.hostile.")]
+    assert 100 < len(made) < 500
+
+
+def test_a_record_says_which_module_it_is_of_even_when_that_has_no_logger() -> None:
+    record = record_of(LogEntry(logging.INFO, "m", "a..b"))
+    assert record.name == "hybridload.plugin.test"
+    assert record.plugin_module == "a..b"  # type: ignore[attr-defined]
+
+
 def test_an_entry_becomes_the_record_that_its_own_logger_would_have_made(caplog: pytest.LogCaptureFixture) -> None:
     [entry] = read(
         json.dumps({"@message": "100% sure", "@level": "info", "@module": "m", "user": "ada", "name": "x"}).encode()
     )
     with caplog.at_level(logging.DEBUG):
-        emit(entry, logging.getLogger("hybridload.plugin.greeter"), "greeter")
+        PluginLog(logging.getLogger("hybridload.plugin.greeter"), "greeter").emit(entry)
     [record] = caplog.records
     assert (record.name, record.levelno, record.getMessage()) == ("hybridload.plugin.greeter.m", 20, "100% sure")
     assert (record.user, record.plugin, record.name_) == ("ada", "greeter", "x")  # type: ignore[attr-defined]
