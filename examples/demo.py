@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -114,8 +113,9 @@ def fallen_back() -> Row:
 
 def from_go() -> Row:
     build(GO_HOST)
-    plugin = Path(sysconfig.get_path("scripts")) / "hello-plugin"
-    result = subprocess.run([GO_HOST, plugin], capture_output=True, text=True, timeout=60, check=False)
+    # The package installs a command for this, `hello-plugin`, which may not be on PATH here.
+    command = [str(GO_HOST), sys.executable, "-m", "hello_plugin"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if result.returncode != 0:
         raise RowFailed(result.stderr)
     return Row("Python, started by Go", result.stdout.strip())
