@@ -139,6 +139,10 @@ class ServerCall:
 
     def on_data(self, data: bytes | memoryview, ends: bool) -> Status | None:
         """Take a piece of the body. A status is returned when the call cannot go on."""
+        if self.request.refusal:
+            self.link.connection.consumed(self.stream_id, len(data))
+            self.request_ended = ends
+            return None
         reader = self.reader
         try:
             messages = reader.feed(data)

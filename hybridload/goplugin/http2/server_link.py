@@ -275,12 +275,7 @@ class ServerLink(Link):
         if call.over or call.started:
             return
         if call.handler is None:
-            if call.request.refusal:
-                call.started = True
-                call.handler = _NotGrpc
-                self._run_elsewhere(call)
-                return
-            call.handler = self._server.handler_of(call.request)
+            call.handler = _NotGrpc if call.request.refusal else self._server.handler_of(call.request)
             if call.handler is None:
                 self.finish(call, Status(StatusCode.UNIMPLEMENTED, f"Method not found! ({call.request.path})"))
                 return
@@ -289,7 +284,7 @@ class ServerLink(Link):
             self._ready.append(call)
         elif call.request_ended:
             call.started = True
-            if len(call.messages) == 1:
+            if len(call.messages) == 1 or call.handler is _NotGrpc:
                 self._ready.append(call)
             else:
                 what = "several messages" if call.messages else "no message"
