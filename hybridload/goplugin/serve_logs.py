@@ -79,8 +79,8 @@ class InstalledLogging:
     """`HclogHandler` on the root logger until `restore`.
 
     Handlers of the root logger that write to standard error say the same again, as text; they are taken out meanwhile.
-    A root logger without handlers has never been set up: its level is lowered to DEBUG then, because a Go host decides
-    by itself what it shows. One that was set up keeps its level.
+    A root logger without handlers and with the level that it has from the start has never been set up: its level is
+    lowered to DEBUG then, because a host decides by itself what it shows. One that was set up keeps its level.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class InstalledLogging:
         self._level = self._root.level
         self._replaced = [handler for handler in self._root.handlers if _writes_to_stderr(handler)]
         self._handler = HclogHandler()
-        if not self._root.handlers:
+        if not self._root.handlers and self._level == logging.WARNING:
             self._root.setLevel(logging.DEBUG)
         for handler in self._replaced:
             self._root.removeHandler(handler)

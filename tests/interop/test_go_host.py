@@ -20,6 +20,8 @@ import pytest
 PROGRAMS = Path(__file__).parent.parent / "goplugin"
 PATIENCE = 30.0
 
+KILLED = pytest.mark.leaves("files", reason="a Go host kills a plugin at once that it does not come to terms with")
+
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., list[str]]:
@@ -101,8 +103,8 @@ def digest(data: bytes) -> str:
 
 
 def lines(stopped: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of the plugin's log, without the host's own."""
-    return [record for record in stopped["log"] if record.get("@module", "").startswith("plugin.")]
+    """The records of the plugin's own loggers, without the host's."""
+    return [record for record in stopped["log"] if record.get("@module") == "torture.log"]
 
 
 def gone(pid: int) -> bool:
@@ -185,9 +187,9 @@ def test_gets_errors_with_their_text(go_host: Callable[..., GoHost]) -> None:
     calls = ('torture.Torture/Fail={"message":"boom"}', 'torture.Torture/Fail={"code":3}', "greet")
     host = go_host(calls=calls)
     host.until("stopped")
-    assert "code = Unknown" in host.answers[0]
+    assert "code = InvalidArgument" in host.answers[0]
     assert "boom" in host.answers[0]
-    assert "SystemExit" in host.answers[1]
+    assert "code = Unknown desc = 3" in host.answers[1]
     assert host.answers[2] == "Hello from Python!"
 
 
@@ -223,6 +225,7 @@ def test_agrees_on_the_highest_common_version(go_host: Callable[..., GoHost], of
     assert host.answers == ["Hello from Python!"]
 
 
+@KILLED
 def test_reports_that_there_is_no_common_version(go_host: Callable[..., GoHost]) -> None:
     assert "incompatible API version" in go_host("-versions", "7").until("failed")["error"]
 
@@ -232,6 +235,7 @@ def test_is_told_that_there_is_no_tls_yet(go_host: Callable[..., GoHost]) -> Non
     assert any("AutoMTLS" in record["@message"] for record in failed["log"])
 
 
+@KILLED
 def test_is_told_that_there_is_no_multiplexing_yet(go_host: Callable[..., GoHost]) -> None:
     assert "does not support" in go_host("-multiplex").until("failed")["error"]
 
