@@ -70,6 +70,8 @@ class HandshakeLine:
         :raises UnrecognizedOutput: when it is not a handshake line, or a field has a value that nothing can be made of.
         :raises VersionMismatch: for a core version other than 1.
         """
+        if len(raw.rstrip(b"\r\n")) > MAX_LINE:
+            raise UnrecognizedOutput(f"{_seen(raw)}, and is longer than {MAX_LINE} bytes. {_ADVICE}")
         try:
             text = raw.decode("utf-8").strip()
         except UnicodeDecodeError as error:
@@ -89,6 +91,8 @@ class HandshakeLine:
             raise UnrecognizedOutput(f"{_seen(raw)}: the network {network!r} is neither unix nor tcp. {_ADVICE}")
         if not address or "\0" in address:
             raise UnrecognizedOutput(f"{_seen(raw)}: there is no address to connect to. {_ADVICE}")
+        if network == "tcp" and not _ends_in_a_port(address):
+            raise UnrecognizedOutput(f"{_seen(raw)}: the address {address[:50]!r} does not end in a port. {_ADVICE}")
         protocol = fields[4] if len(fields) > 4 else "netrpc"
         if protocol not in ("grpc", "netrpc"):
             raise UnrecognizedOutput(f"{_seen(raw)}: the protocol {protocol!r} is neither grpc nor netrpc. {_ADVICE}")
@@ -118,6 +122,11 @@ def _number(text: str, what: str, raw: bytes) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9):
         raise UnrecognizedOutput(f"{_seen(raw)}: the {what} {text[:50]!r} is not a number. {_ADVICE}")
     return int(text)
+
+
+def _ends_in_a_port(address: str) -> bool:
+    _, colon, port = address.rpartition(":")
+    return bool(colon) and port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536
 
 
 def _certificate(text: str, raw: bytes) -> bytes | None:

@@ -45,6 +45,13 @@ def test_reads_a_line_of_any_length(raw: bytes, expected: HandshakeLine) -> None
         (b"1|1|udp|/s|grpc", "neither unix nor tcp"),
         (b"1|1|unix||grpc", "no address"),
         (b"1|1|unix|a\0b|grpc", "no address"),
+        (b"1|1|tcp|1234|grpc", "does not end in a port"),
+        (b"1|1|tcp|127.0.0.1|grpc", "does not end in a port"),
+        (b"1|1|tcp|127.0.0.1:|grpc", "does not end in a port"),
+        (b"1|1|tcp|127.0.0.1:0|grpc", "does not end in a port"),
+        (b"1|1|tcp|127.0.0.1:65536|grpc", "does not end in a port"),
+        (b"1|1|tcp|localhost:http|grpc", "does not end in a port"),
+        (b"1|1|unix|/s|grpc|" + b"A" * 100_000, "longer than 65536 bytes"),
         (b"1|1|unix|/s|", "neither grpc nor netrpc"),
         (b"1|1|unix|/s|http", "neither grpc nor netrpc"),
         (b"1|1|unix|/s|grpc|" + b"!" * 60, "not base64"),
@@ -77,16 +84,19 @@ def test_anything_that_looks_like_a_line_gives_one_or_a_handshake_error(text: st
         pass
 
 
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="|\0"), min_size=1).filter(
+    lambda text: text == text.strip()
+)
+
+
 @given(
     st.integers(0, 10**9 - 1),
-    st.sampled_from(["unix", "tcp"]),
-    st.text(st.characters(codec="utf-8", exclude_characters="|\0"), min_size=1).filter(
-        lambda text: text == text.strip()
-    ),
+    st.tuples(st.just("unix"), TEXTS)
+    | st.tuples(st.just("tcp"), st.builds("{}:{}".format, TEXTS, st.integers(1, 65535))),
     st.sampled_from(["grpc", "netrpc"]),
     st.none() | st.binary(min_size=40, max_size=2000),
     st.none() | st.booleans(),
 )
-def test_what_is_formatted_is_read_back(version, network, address, protocol, certificate, multiplex) -> None:  # type: ignore[no-untyped-def]
-    line = HandshakeLine(version, network, address, protocol, certificate, multiplex)
+def test_what_is_formatted_is_read_back(version, address, protocol, certificate, multiplex) -> None:  # type: ignore[no-untyped-def]
+    line = HandshakeLine(version, *address, protocol, certificate, multiplex)
     assert HandshakeLine.parse(line.format().encode()) == line
