@@ -13,12 +13,14 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from hybridload import platforms
 from hybridload.contract import Contract
 from hybridload.errors import (
     ConfigError,
@@ -34,17 +36,23 @@ from hybridload.external import External
 from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.line import MAX_LINE, HandshakeLine
+from hybridload.goplugin.logs import MAX_LINE as MAX_LOG_LINE
 from hybridload.goplugin.logs import LogReader, PluginLog
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
-from hybridload.goplugin.process import PluginProcess, ProcessSpec, describe_exit
+from hybridload.goplugin.process import ProcessSpec, describe_exit
+from hybridload.goplugin.reattach import AttachedProcess, ReattachConfig
+from hybridload.goplugin.runner import LocalRunner, Runner, RunningPlugin
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handle import Methods, handle_class, new_handle
 from hybridload.handshake import Handshake
 
 if TYPE_CHECKING:
+    import ssl
+
     from hybridload.goplugin.certificates import Certificate
-    from hybridload.goplugin.transport import TLS
+    from hybridload.goplugin.grpc.engine import Endpoint
+    from hybridload.goplugin.transport import TLS, Transport
 
 PROTOCOL_VARIABLES = (
     "PLUGIN_MIN_PORT",
@@ -90,13 +98,30 @@ class Client:
     :param lifeline: kills the plugin when the host dies; one of the client's own by default.
     :param engine: what carries gRPC: ``"direct"`` or ``"grpcio"``; the environment variable `HYBRIDLOAD_ENGINE` says
         so by default.
+    :param auto_mtls: make a certificate for this one connection and have the plugin do the same; each side trusts
+        exactly the other's. A plugin that cannot do it is refused.
+    :param tls: own TLS material instead: a client context, or a `TLS` of client and server context where the plugin
+        calls back. The plugin must serve with its counterpart.
+    :param multiplex: have all connections share one socket. A plugin that cannot do it is refused.
+    :param min_port: the least tcp port that a plugin which listens on tcp may use.
+    :param max_port: the greatest.
+    :param unix_socket_dir: where the folder with the plugin's sockets is made; the temporary folder by default.
+    :param unix_socket_group: members of that group may connect, for a plugin that runs as another user.
+    :param stderr: gets every byte of the plugin's raw standard error, besides `logger`.
+    :param log_buffer_size: bytes of one log line that are kept together; a longer one is logged in pieces.
+    :param channel_options: grpc channel arguments, e.g. ``("grpc.max_receive_message_length", 4 << 20)``; there is no
+        limit by default.
+    :param outlive_host: let the plugin live on when the host ends without having killed it, for a later host that
+        reattaches. A Python plugin has to be served with ``outlive_host=True`` as well.
+    :param managed: have `cleanup_clients` kill it.
+    :param runner: starts the plugin; a process on this machine by default.
     :raises ConfigError: an argument is wrong.
     :raises ContractError: an interface of the set cannot travel.
     """
 
     def __init__(
         self,
-        command: str | os.PathLike[str] | Sequence[str] | External,
+        command: str | os.PathLike[str] | Sequence[str] | External | None,
         *,
         plugins: PluginSet,
         handshake: Handshake,
@@ -116,16 +141,35 @@ class Client:
         module_logger: logging.Logger | None = None,
         lifeline: Lifeline | None = None,
         engine: str | None = None,
+        tls: TLS | ssl.SSLContext | None = None,
+        min_port: int = _MIN_PORT,
+        max_port: int = _MAX_PORT,
+        unix_socket_dir: str | os.PathLike[str] | None = None,
+        unix_socket_group: str | None = None,
+        stderr: IO[bytes] | None = None,
+        log_buffer_size: int = MAX_LOG_LINE,
+        channel_options: Sequence[tuple[str, Any]] = (),
+        outlive_host: bool = False,
+        managed: bool = False,
+        runner: Runner | None = None,
     ) -> None:
         if not isinstance(handshake, Handshake):
             raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
         self._handshake = handshake
         self._versions = read_plugin_set(plugins, handshake)
-        self._external = _external(command, sha256, env, cwd)
+        self._external = _external(command if command is not None else "(reattached)", sha256, env, cwd)
         self.name = name or Path(self._external.command[0]).name
-        if multiplex:
-            raise ConfigError(f"Plugin {self.name!r}: multiplex is not supported yet.", plugin=self.name)
-        self._auto_mtls = auto_mtls
+        self._own_tls = None if tls is None else _own_tls(tls, self.name)
+        self._auto_mtls = auto_mtls and tls is None
+        self._multiplex = multiplex
+        self._ports = _ports(min_port, max_port, self.name)
+        self._socket_dir = None if unix_socket_dir is None else os.path.abspath(unix_socket_dir)
+        self._socket_group = unix_socket_group
+        self._raw_stderr = stderr
+        self._channel_options = tuple(channel_options)
+        self._outlive_host = outlive_host
+        self._runner: Runner = runner or LocalRunner()
+        self._attach: ReattachConfig | None = None
         self._certificate: Certificate | None = None
         self._engine = engine
         self._allowed = _protocols(allowed_protocols, self.name)
@@ -139,18 +183,72 @@ class Client:
         self._stdout = OutputSink(sync_stdout, self._logger.getChild("stdout"))
         self._stderr = OutputSink(sync_stderr, self._logger.getChild("stderr"))
         self._first_line = _FirstLine(self._stdout)
-        self._log_lines = LogReader()
+        self._log_lines = LogReader(log_buffer_size)
         self._last_words = LastWords()
         # Held by the one thread that starts or kills; `_closing` reaches a start that is still waiting.
         self._lock = threading.Lock()
         # What the process needs for as long as it runs: a copy of a program out of a zipped package.
         self._resources = ExitStack()
         self._closing = threading.Event()
-        self._process: PluginProcess | None = None
+        self._process: RunningPlugin | None = None
         self._connection: Any = None
         self._line: HandshakeLine | None = None
         # In a forked child this is somebody else's plugin.
         self._owner = os.getpid()
+        if managed:
+            _managed.add(self)
+
+    @classmethod
+    def reattach(
+        cls,
+        config: ReattachConfig,
+        *,
+        plugins: PluginSet,
+        handshake: Handshake,
+        name: str | None = None,
+        **options: Any,
+    ) -> Client:
+        """A client for a plugin that runs already.
+
+        Killing it ends the plugin, as if this host had started it, unless the plugin is in test mode; `release` lets
+        go of it without.
+
+        :param config: where it is; from `reattach_config` of the client that started it, or from whoever runs it.
+        :param options: those parameters of a client that do not concern starting.
+        :raises ConfigError, ContractError: an argument is wrong.
+        """
+        client = cls(None, plugins=plugins, handshake=handshake, name=name or f"pid {config.pid}", **options)
+        client._attach = config
+        return client
+
+    @property
+    def reattach_config(self) -> ReattachConfig:
+        """What another process needs to use this plugin. Secret under AutoMTLS: it holds this host's key.
+
+        :raises PluginClosed: the plugin does not run.
+        :raises ConfigError: a multiplexed plugin, which takes one connection in its life.
+        """
+        if self._attach is not None:
+            return self._attach
+        line = self._handshaken()
+        process = self._process
+        if process is None or process.pid is None or self._closing.is_set():
+            raise self._closed()
+        if self._multiplex:
+            raise ConfigError(
+                f"Plugin {self.name!r} is multiplexed: it takes one connection in its life, so nobody can reattach.",
+                plugin=self.name,
+            )
+        return ReattachConfig(
+            protocol=line.protocol,
+            protocol_version=line.app_version,
+            network=line.network,
+            address=line.address,
+            pid=process.pid,
+            started=platforms.start_time(process.pid),
+            certificate=self._certificate,
+            plugin_certificate=line.certificate,
+        )
 
     def start(self) -> None:
         """Run the plugin and connect to it. A client that runs already is left as it is.
@@ -283,8 +381,13 @@ class Client:
 
     def _start(self) -> None:
         deadline = time.monotonic() + self._start_timeout
+        if self._attach is not None:
+            self._line = self._attached_line(self._attach)
+            self._process = AttachedProcess(self._attach, name=self.name, on_exit=lambda: self._exited(None))
+            self._connection = self._connect(self._line, deadline)
+            return
         argv = self._resources.enter_context(self._external.resolve(plugin=self.name))
-        if self._own_lifeline:
+        if self._own_lifeline and not self._outlive_host:
             self._lifeline = Lifeline()
         if self._auto_mtls:
             from hybridload.goplugin.certificates import generate_certificate
@@ -292,17 +395,19 @@ class Client:
             self._certificate = generate_certificate()
         spec = ProcessSpec(
             argv=argv,
-            env=self._environment(self._socket_folder()),
+            # A plugin that outlives this host cannot have its sockets in a folder that ends with the host.
+            env=self._environment(None if self._outlive_host else self._socket_folder()),
             cwd=None if self._external.cwd is None else os.fspath(self._external.cwd),
             sha256=self._external.sha256,
+            outlive_host=self._outlive_host,
         )
-        self._process = PluginProcess(
+        self._process = self._runner.start(
             spec,
             name=self.name,
             on_stdout=self._first_line.feed,
             on_stderr=self._read_stderr,
             on_exit=self._exited,
-            lifeline=self._lifeline,
+            lifeline=None if self._outlive_host else self._lifeline,
         )
         # A kill that came before there was a process to kill is seen here.
         raw = b"" if self._closing.is_set() else self._first_line.wait(deadline - time.monotonic())
@@ -313,13 +418,29 @@ class Client:
 
     def _socket_folder(self) -> str:
         """A folder for the plugin's sockets, removed at its end: one that is killed cannot remove them itself."""
-        folder = SocketFolder()
+        folder = SocketFolder(parent=self._socket_dir, group=self._socket_group)
         self._resources.callback(folder.close)
         if self._lifeline is not None:
             self._resources.callback(self._lifeline.release_folder, self._lifeline.guard_folder(folder.path))
         return folder.path
 
-    def _environment(self, socket_folder: str) -> dict[str, str]:
+    def _attached_line(self, config: ReattachConfig) -> HandshakeLine:
+        """What the plugin's handshake line said, as far as the config tells."""
+        self._certificate = config.certificate
+        version = config.protocol_version
+        if version not in self._versions:
+            # A Go host's own config has no version outside test mode.
+            version = self._handshake.protocol_version if version == 0 else version
+        if version not in self._versions:
+            ours = ", ".join(map(str, sorted(self._versions)))
+            raise VersionMismatch(
+                f"Plugin {self.name!r} serves version {version} of its application protocol, and this host knows "
+                f"{ours}.",
+                plugin=self.name,
+            )
+        return HandshakeLine(version, config.network, config.address, config.protocol, config.plugin_certificate)
+
+    def _environment(self, socket_folder: str | None) -> dict[str, str]:
         if self._inherit_env is True:
             env = dict(os.environ)
         elif self._inherit_env is False:
@@ -328,12 +449,16 @@ class Client:
             env = {key: os.environ[key] for key in self._inherit_env if key in os.environ}
         for key in PROTOCOL_VARIABLES:
             env.pop(key, None)
-        env["PLUGIN_UNIX_SOCKET_DIR"] = socket_folder
+        if socket_folder is not None:
+            env["PLUGIN_UNIX_SOCKET_DIR"] = socket_folder
+        if self._socket_group is not None:
+            env["PLUGIN_UNIX_SOCKET_GROUP"] = self._socket_group
         # Go lets the host's own variables win over the command's; what was set for this plugin is meant for it.
         env.update(self._external.env)
         env[self._handshake.cookie_key] = self._handshake.cookie_value
-        env["PLUGIN_MIN_PORT"] = str(_MIN_PORT)
-        env["PLUGIN_MAX_PORT"] = str(_MAX_PORT)
+        env["PLUGIN_MIN_PORT"], env["PLUGIN_MAX_PORT"] = map(str, self._ports)
+        if self._multiplex:
+            env["PLUGIN_MULTIPLEX_GRPC"] = "true"
         if self._certificate is not None:
             env["PLUGIN_CLIENT_CERT"] = self._certificate.pem.decode()
         env["PLUGIN_PROTOCOL_VERSIONS"] = ",".join(str(version) for version in sorted(self._versions))
@@ -364,6 +489,20 @@ class Client:
             raise self._refused(
                 VersionMismatch,
                 f"speaks {line.protocol}, and this host allows {', '.join(self._allowed)} (allowed_protocols)",
+            )
+        if line.certificate is not None and not self._auto_mtls:
+            raise self._refused(HandshakeError, "wants TLS, which this host did not ask for")
+        if line.certificate is None and self._auto_mtls:
+            raise self._refused(
+                HandshakeError,
+                "was asked for TLS (AutoMTLS) and sent no certificate: it cannot do it. "
+                "Use a newer plugin, or set auto_mtls = false for it",
+            )
+        if self._multiplex and not line.multiplex:
+            raise self._refused(
+                HandshakeError,
+                "was asked to share one socket (multiplex) and cannot do it. "
+                "Use a plugin built with go-plugin 1.6 or newer, or set multiplex = false for it",
             )
         return line
 
@@ -408,19 +547,20 @@ class Client:
 
     def _connect(self, line: HandshakeLine, deadline: float) -> Any:
         from hybridload.goplugin.grpc.connection import GRPCConnection
-        from hybridload.goplugin.grpc.engine import Endpoint
         from hybridload.goplugin.grpc.engines import engine_named
-        from hybridload.goplugin.transport import SocketTransport
 
-        transport = SocketTransport(self._tls(line))
-        where = f"{line.network} {line.address}"
+        transport = self._transport(line)
         patience = max(_PARTING, deadline - time.monotonic())
         try:
             return GRPCConnection(
                 Endpoint(
-                    lambda: transport.connect(line.network, line.address, patience),
+                    transport.open
+                    if transport.multiplexed
+                    else lambda: transport.connect(line.network, line.address, patience),
                     where,
-                    plain=(line.network, line.address) if transport.tls is None else None,
+                    plain=None
+                    if transport.multiplexed or self._tls(line) is not None
+                    else self._runner.plugin_to_host(line.network, line.address),
                 ),
                 transport,
                 engine_named(self._engine),
@@ -431,11 +571,44 @@ class Client:
                 stderr=self._stderr,
                 call_timeout=self._call_timeout,
                 connect_timeout=patience,
+                options=self._channel_options,
             )
         except HandshakeError as error:
             raise self._refused(type(error), str(error)) from error.__cause__
 
+    def _endpoint(self, line: HandshakeLine, transport: Transport, patience: float) -> Endpoint:
+        from hybridload.goplugin.grpc.engine import Endpoint
+
+        where = f"{line.network} {line.address}"
+        if transport.multiplexed:
+            return Endpoint(transport.open, where)
+        plain = None if self._tls(line) is not None else self._runner.plugin_to_host(line.network, line.address)
+        return Endpoint(lambda: transport.connect(line.network, line.address, patience), where, plain)
+
+    def _transport(self, line: HandshakeLine) -> Transport:
+        from hybridload.goplugin.transport import MultiplexedTransport, SocketTransport
+
+        tls = self._tls(line)
+        if not self._multiplex:
+            return SocketTransport(tls, outwards=self._runner.host_to_plugin, inwards=self._runner.plugin_to_host)
+        from hybridload.goplugin.streams.mux import client_session
+        from hybridload.goplugin.streams.sockets import connect
+
+        network, address = self._runner.plugin_to_host(line.network, line.address)
+        try:
+            session = client_session(connect(network, address, self._start_timeout))
+        except (OSError, TimeoutError) as error:
+            raise HandshakeError(
+                f"Plugin {self.name!r} says that it listens on {network} {address}, but nobody answers there: {error}.",
+                plugin=self.name,
+            ) from error
+        transport = MultiplexedTransport(session, tls, name=self.name)
+        self._resources.callback(transport.close)
+        return transport
+
     def _tls(self, line: HandshakeLine) -> TLS | None:
+        if self._own_tls is not None:
+            return self._own_tls
         if self._certificate is None or line.certificate is None:
             return None
         from hybridload.goplugin.streams.tls import client_context, server_context
@@ -448,11 +621,22 @@ class Client:
     # -- while it runs
 
     def _read_stderr(self, data: bytes) -> None:
+        if self._raw_stderr is not None:
+            self._copy_stderr(data)
         for entry in self._log_lines.feed(data):
             self._last_words.add(entry.message)
             self._log.emit(entry)
 
-    def _exited(self, returncode: int) -> None:
+    def _copy_stderr(self, data: bytes) -> None:
+        assert self._raw_stderr is not None
+        try:
+            self._raw_stderr.write(data)
+            self._raw_stderr.flush()
+        except (OSError, ValueError, TypeError) as error:
+            self._raw_stderr = None
+            self._logger.warning("plugin %s: the file for its standard error failed: %s", self.name, error)
+
+    def _exited(self, returncode: int | None) -> None:
         for entry in self._log_lines.finish():
             self._last_words.add(entry.message)
             self._log.emit(entry)
@@ -482,10 +666,12 @@ class Client:
         """End the process and everything around it; called with the lock held, and again without effect."""
         process, connection = self._process, self._connection
         if process is not None:
-            if connection is not None and not process.poll():
+            if connection is not None and not process.poll() and not self._is_test():
                 asked = connection.shutdown(_GRACE)
                 if not (asked and process.wait(_GRACE)) and not process.poll():
                     self._logger.warning("plugin %s did not end when it was asked to; killing it", self.name)
+                    process.kill()
+                    process.wait(_GRACE)
             process.close()
         if connection is not None:
             self._connection = None
@@ -493,6 +679,31 @@ class Client:
         self._resources.close()
         if self._own_lifeline and self._lifeline is not None:
             self._lifeline.close()
+
+    def _is_test(self) -> bool:
+        """Whether whoever started the plugin ends it."""
+        return self._attach is not None and self._attach.test
+
+    def release(self) -> None:
+        """Let go of a reattached plugin without ending it. Safe to call twice.
+
+        :raises ConfigError: this client started the plugin itself.
+        """
+        if self._attach is None:
+            raise ConfigError(
+                f"Plugin {self.name!r} was started by this client, which ends it: only what was reattached can be let "
+                "go of.",
+                plugin=self.name,
+            )
+        self._closing.set()
+        with self._lock:
+            process, connection = self._process, self._connection
+            self._connection = None
+            if connection is not None:
+                connection.close()
+            if process is not None:
+                process.close()
+            self._resources.close()
 
     def _closed(self) -> PluginClosed:
         return PluginClosed(f"Plugin {self.name!r} was closed; load it again to use it.", plugin=self.name)
@@ -560,6 +771,19 @@ class _FirstLine:
         self._known.set()
 
 
+# Which clients `cleanup_clients` kills; go-plugin keeps the same list.
+_managed: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def cleanup_clients() -> None:
+    """Kill every client that was made with ``managed=True``, side by side, and wait until all are gone."""
+    threads = [threading.Thread(target=client.kill, name="hybridload cleanup") for client in list(_managed)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def _external(
     command: str | os.PathLike[str] | Sequence[str] | External,
     sha256: str | None,
@@ -579,6 +803,30 @@ def _protocols(allowed: Sequence[str], name: str) -> tuple[str, ...]:
     if "netrpc" in protocols:
         raise ConfigError(f"Plugin {name!r}: net/rpc is not supported yet: allow 'grpc' alone.", plugin=name)
     return protocols
+
+
+def _ports(least: int, greatest: int, name: str) -> tuple[int, int]:
+    if not all(type(port) is int for port in (least, greatest)) or not 0 < least <= greatest < 65536:
+        raise ConfigError(
+            f"Plugin {name!r}: min_port is {least!r} and max_port {greatest!r}: give two ports, the lesser one first.",
+            plugin=name,
+        )
+    return least, greatest
+
+
+def _own_tls(tls: TLS | ssl.SSLContext, name: str) -> TLS:
+    import ssl
+
+    from hybridload.goplugin.transport import TLS
+
+    if isinstance(tls, ssl.SSLContext):
+        # Nothing can be served to the plugin with a client's context; what brokers needs a `TLS`.
+        return TLS(tls, tls)
+    if isinstance(tls, TLS):
+        return tls
+    raise ConfigError(
+        f"Plugin {name!r}: tls is {tls!r}: give an ssl.SSLContext, or a TLS(client=, server=).", plugin=name
+    )
 
 
 def _seconds(what: str, value: float, name: str) -> float:

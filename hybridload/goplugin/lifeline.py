@@ -188,3 +188,34 @@ def _let_go_in_child() -> None:
 _of_this_process: weakref.WeakSet[Lifeline] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+# What it reads from is a copy of the plugin's pipes on its own 1 and 2, because a shell can redirect no higher number.
+_KEEPER = "read -r _; cat <&1 >/dev/null 2>/dev/null & cat <&2 >/dev/null 2>/dev/null; wait"
+
+
+def start_keeper(stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    """Start what drains a plugin's output once the host has died: the plugin would block on a full pipe, and die of
+    SIGPIPE on one that nobody can read any more (go-plugin's issue 114).
+
+    :param stdout: the reading end of the plugin's standard output.
+    :param stderr: the same of its standard error.
+    """
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _KEEPER],
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        cwd="/",
+        bufsize=0,
+        env={"PATH": os.defpath},
+        **platforms.own_session(),
+    )
+
+
+def end_keeper(keeper: subprocess.Popen[bytes]) -> None:
+    """End it, when the plugin has ended before the host."""
+    keeper.kill()
+    keeper.wait()
+    if keeper.stdin is not None:
+        keeper.stdin.close()

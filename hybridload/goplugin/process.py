@@ -28,7 +28,7 @@ from pathlib import Path
 
 from hybridload import platforms
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
-from hybridload.goplugin.lifeline import Lifeline
+from hybridload.goplugin.lifeline import Lifeline, end_keeper, start_keeper
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,14 @@ class ProcessSpec:
     :param env: the whole environment.
     :param cwd: working directory; `None` for the host's.
     :param sha256: lower-case hexadecimal digest that the program's bytes must have; `None` to run whatever is there.
+    :param outlive_host: have somebody else drain its output when the host has died, so that it does not die of that.
     """
 
     argv: Sequence[str]
     env: Mapping[str, str]
     cwd: str | None = None
     sha256: str | None = None
+    outlive_host: bool = False
 
 
 class PluginProcess:
@@ -90,7 +92,12 @@ class PluginProcess:
             lifeline.open()
         self._popen = _spawn(spec, name)
         self.pid = self._popen.pid
+        self._keeper: subprocess.Popen[bytes] | None = None
         try:
+            if spec.outlive_host:
+                assert self._popen.stdout is not None
+                assert self._popen.stderr is not None
+                self._keeper = start_keeper(self._popen.stdout.fileno(), self._popen.stderr.fileno())
             if lifeline is not None:
                 lifeline.guard(self.pid)
             self._thread = threading.Thread(
@@ -186,6 +193,8 @@ class PluginProcess:
         return code
 
     def _close_pipes(self) -> None:
+        if self._keeper is not None:
+            end_keeper(self._keeper)
         for pipe in (self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 pipe.close()

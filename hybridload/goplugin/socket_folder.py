@@ -24,18 +24,19 @@ class SocketFolder:
 
     :param folder: the host's folder, or `None` for one of our own.
     :param group: name or number of a group whose members may connect.
+    :param parent: where the folder of our own is made; the temporary folder by default.
     :raises OSError: when the folder cannot be made, or does not exist.
     :raises LookupError: when there is no such group.
     """
 
-    def __init__(self, folder: str | None = None, group: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, group: str | None = None, *, parent: str | None = None) -> None:
         self._group = None if group is None else _group_id(group)
         self._paths: list[str] = []
         # A forked child must not remove what is its parent's.
         self._owner = os.getpid()
         self._own = folder is None
         if folder is None:
-            folder = _private_folder()
+            folder = _private_folder(parent)
             if self._group is not None:
                 _share(folder, self._group, 0o710)
         elif not os.path.isdir(folder):
@@ -70,9 +71,13 @@ class SocketFolder:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _private_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="hybridload-")
-    if len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH or not os.path.isdir("/tmp"):
+def _private_folder(parent: str | None) -> str:
+    folder = tempfile.mkdtemp(prefix="hybridload-", dir=parent)
+    if (
+        parent is not None
+        or len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH
+        or not os.path.isdir("/tmp")
+    ):
         return folder
     os.rmdir(folder)
     return tempfile.mkdtemp(prefix="hybridload-", dir="/tmp")

@@ -36,8 +36,8 @@ class Transport(Protocol):
     def listen(self) -> Listener:
         """A fresh listener for the other side's connections; not when multiplexed."""
 
-    def translated(self, listener: Listener) -> str:
-        """A listener's address as the other side knows it."""
+    def translated(self, listener: Listener) -> tuple[str, str]:
+        """A listener's network and address as the other side knows them."""
 
     def connect(self, network: str, address: str, timeout: float) -> Stream:
         """Connect to an address that the other side told; not when multiplexed."""
@@ -62,21 +62,25 @@ class SocketTransport:
     """Every connection is a socket of its own, under TLS or plain.
 
     :param make_listener: opens a listener for brokered connections; a unix socket in a private folder by default.
+    :param outwards: an address of this side as the other side knows it.
+    :param inwards: an address of the other side as this side knows it.
     """
 
     tls: TLS | None = None
     make_listener: Callable[[], Listener] = listen_unix
+    outwards: Callable[[str, str], tuple[str, str]] = lambda network, address: (network, address)
+    inwards: Callable[[Any, str], tuple[str, str]] = lambda network, address: (network, address)
     multiplexed: bool = field(default=False, init=False)
 
     def listen(self) -> Listener:
         listener = self.make_listener()
         return listener if self.tls is None else TLSListener(listener, self.tls.server)
 
-    def translated(self, listener: Listener) -> str:
-        return listener.address
+    def translated(self, listener: Listener) -> tuple[str, str]:
+        return self.outwards(listener.network, listener.address)
 
     def connect(self, network: str, address: str, timeout: float) -> Stream:
-        stream = connect(network, address, timeout)
+        stream = connect(*self.inwards(network, address), timeout)
         return stream if self.tls is None else TLSStream(stream, self.tls.client, SERVER_NAME)
 
     def open(self) -> Stream:
@@ -112,8 +116,8 @@ class MultiplexedTransport:
     def listen(self) -> Listener:
         raise NotImplementedError("a multiplexed plugin listens nowhere else")
 
-    def translated(self, listener: Listener) -> str:
-        return listener.address
+    def translated(self, listener: Listener) -> tuple[str, str]:
+        return listener.network, listener.address
 
     def connect(self, network: str, address: str, timeout: float) -> Stream:
         raise NotImplementedError("a multiplexed plugin has no other addresses")

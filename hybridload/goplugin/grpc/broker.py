@@ -79,7 +79,8 @@ class GRPCBroker:
             return self._accept_knocks(service_id)
         self._refuse_closed()
         listener = self._transport.listen()
-        self._send(service_id=service_id, network=listener.network, address=self._transport.translated(listener))
+        network, address = self._transport.translated(listener)
+        self._send(service_id=service_id, network=network, address=address)
         return listener
 
     def dial(self, service_id: int) -> Any:

@@ -75,7 +75,7 @@ class Engine(Protocol):
 
     name: str
     rpc_error: Any
-    """A tuple of what calls on a channel raise; those with `code()`, `details()` and `trailing_metadata()` come from the peer."""
+    """A tuple of what calls on a channel raise, with `code()`, `details()` and `trailing_metadata()`."""
 
     def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
         """A channel, shaped as `grpc.Channel`, that connects at the first call."""
