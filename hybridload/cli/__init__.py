@@ -1,6 +1,7 @@
-"""The command line: `hybridload list`, `call`, `serve`.
+"""The command line: `hybridload list`, `call`, `serve`, `probe`.
 
-Exit codes: 0 done; 1 the plugin or the call failed; 2 the command line or the configuration is wrong.
+Exit codes: 0 done; 1 the plugin or the call failed; 2 the command line or the configuration is wrong; and as for other
+programs 130 after Ctrl-C, 141 when the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def main() -> None:
         if error.name not in ("typer", "rich", "click"):
             raise
         sys.stderr.write(
-            f"The command line needs {error.name}, which is not installed: pip install 'hybridload[cli]'\n"
+            f"hybridload: the command line needs {error.name}, which is not installed: pip install 'hybridload[cli]'\n"
         )
         sys.exit(2)
     sys.exit(run())
