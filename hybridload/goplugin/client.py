@@ -37,8 +37,8 @@ from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.line import MAX_LINE, HandshakeLine
 from hybridload.goplugin.logs import MAX_LINE as MAX_LOG_LINE
-from hybridload.goplugin.logs import LogReader, PluginLog
-from hybridload.goplugin.output import OutputSink
+from hybridload.goplugin.logs import LogEntry, LogReader, PluginLog
+from hybridload.goplugin.output import Output, OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
 from hybridload.goplugin.process import ProcessSpec, describe_exit
 from hybridload.goplugin.reattach import AttachedProcess, ReattachConfig
@@ -180,9 +180,9 @@ class Client:
         self._lifeline = lifeline
         self._own_lifeline = lifeline is None
         self._log = PluginLog(self._logger, self.name, module_logger)
-        self._stdout = OutputSink(sync_stdout, self._logger.getChild("stdout"))
-        self._stderr = OutputSink(sync_stderr, self._logger.getChild("stderr"))
-        self._first_line = _FirstLine(self._stdout)
+        self._stdout = Output(sync_stdout, PluginLog(self._logger.getChild("stdout"), self.name))
+        self._stderr = Output(sync_stderr, PluginLog(self._logger.getChild("stderr"), self.name))
+        self._first_line = _FirstLine(self._stdout.sink())
         self._log_lines = LogReader(log_buffer_size)
         self._last_words = LastWords()
         # Held by the one thread that starts or kills; `_closing` reaches a start that is still waiting.
@@ -553,22 +553,14 @@ class Client:
         patience = max(_PARTING, deadline - time.monotonic())
         try:
             return GRPCConnection(
-                Endpoint(
-                    transport.open
-                    if transport.multiplexed
-                    else lambda: transport.connect(line.network, line.address, patience),
-                    where,
-                    plain=None
-                    if transport.multiplexed or self._tls(line) is not None
-                    else self._runner.plugin_to_host(line.network, line.address),
-                ),
+                self._endpoint(line, transport, patience),
                 transport,
                 engine_named(self._engine),
                 self._versions[line.app_version],
                 name=self.name,
                 fate=self.gone,
-                stdout=self._stdout,
-                stderr=self._stderr,
+                stdout=self._stdout.sink(),
+                stderr=self._stderr.sink(),
                 call_timeout=self._call_timeout,
                 connect_timeout=patience,
                 options=self._channel_options,
@@ -643,7 +635,7 @@ class Client:
         self._first_line.finish()
         # Before that, whoever starts it is told.
         if self._connection is not None and not self._closing.is_set():
-            self._logger.warning("plugin %s ended %s", self.name, describe_exit(returncode))
+            self._log.emit(LogEntry(logging.WARNING, f"plugin {self.name} ended {describe_exit(returncode)}"))
 
     def _connected(self) -> Any:
         connection = self._connection
@@ -669,7 +661,8 @@ class Client:
             if connection is not None and not process.poll() and not self._is_test():
                 asked = connection.shutdown(_GRACE)
                 if not (asked and process.wait(_GRACE)) and not process.poll():
-                    self._logger.warning("plugin %s did not end when it was asked to; killing it", self.name)
+                    words = f"plugin {self.name} did not end when it was asked to; killing it"
+                    self._log.emit(LogEntry(logging.WARNING, words))
                     process.kill()
                     process.wait(_GRACE)
             process.close()
