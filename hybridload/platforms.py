@@ -185,11 +185,18 @@ class ForeignProcess:
             return None
         if hasattr(os, "pidfd_open"):
             try:
-                return cls(pid, os.pidfd_open(pid))
+                descriptor = os.pidfd_open(pid)
             except ProcessLookupError:
                 return None
             except OSError:
-                pass
+                return cls(pid, None) if _exists(pid) else None
+            with selectors.DefaultSelector() as selector:
+                selector.register(descriptor, selectors.EVENT_READ)
+                ended = bool(selector.select(0))  # nobody has waited for it yet, but it has ended
+            if ended:
+                os.close(descriptor)
+                return None
+            return cls(pid, descriptor)
         return cls(pid, None) if _exists(pid) else None
 
     def wait(self) -> bool:
