@@ -15,6 +15,9 @@ from hybridload.goplugin.output import OutputSink
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 5.0
+"""Seconds that `close` waits for whoever takes the last output."""
+
 
 class StdioStream:
     """Drains a plugin's stdio stream on a thread of its own, which ends with the stream.
@@ -39,13 +42,17 @@ class StdioStream:
 
     def join(self, timeout: float) -> bool:
         """Wait for the stream's end, so that the last output is not lost; whether it came within `timeout` seconds."""
-        self._thread.join(timeout)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """End the stream and its thread. Safe to call twice."""
+        """End the stream and its thread, which may be held up by a file or a logging handler that blocks.
+
+        Safe to call twice, and from the thread itself.
+        """
         self._call.cancel()
-        self._thread.join()
+        self.join(_PATIENCE)
 
     def _drain(self) -> None:
         try:
