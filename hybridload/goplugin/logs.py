@@ -20,6 +20,8 @@ Pure but for `PluginLog`, which hands entries to `logging`: bytes in, entries ou
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -220,6 +222,7 @@ class PluginLog:
         self._plugin = plugin
         self._parent = modules or logger
         self._children: dict[str, logging.Logger] = {"": logger}
+        self._failed = False
 
     def emit(self, entry: LogEntry) -> None:
         """Hand on one entry."""
@@ -238,7 +241,16 @@ class PluginLog:
         attributes["plugin_module"] = entry.module
         for key, value in entry.fields.items():
             attributes[key + "_" if key in _RECORD_ATTRIBUTES else key] = value
-        target.handle(record)
+        try:
+            target.handle(record)
+        except Exception:
+            self._tell_of_a_failing_handler()
+
+    def _tell_of_a_failing_handler(self) -> None:
+        """Say once, where `logging` says such things, that a handler or filter raises; the plugin goes on regardless."""
+        if not self._failed and logging.raiseExceptions and sys.stderr is not None:
+            self._failed = True
+            traceback.print_exc(file=sys.stderr)
 
     def _child(self, module: str) -> logging.Logger:
         if (
