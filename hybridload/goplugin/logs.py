@@ -247,7 +247,7 @@ class PluginLog:
             self._tell_of_a_failing_handler()
 
     def _tell_of_a_failing_handler(self) -> None:
-        """Say once, where `logging` says such things, that a handler or filter raises; the plugin goes on regardless."""
+        """Say once, where `logging` says such things, that a handler or filter raises; the plugin goes on."""
         if not self._failed and logging.raiseExceptions and sys.stderr is not None:
             self._failed = True
             traceback.print_exc(file=sys.stderr)

@@ -106,7 +106,7 @@ def _server_stream(
     def call(*args: Any, **kwargs: Any) -> RemoteStream:
         request = wire.encode_arguments(args, kwargs, objects)
         timeout = context.timeout()
-        return RemoteStream(send(request, timeout=timeout), wire, context, objects, timeout)
+        return RemoteStream(_opened(send, request, timeout, context), wire, context, objects, timeout)
 
     return call
 
@@ -117,9 +117,18 @@ def _bidi_stream(channel: Any, wire: WireMethod, method: Method, context: CallCo
     def call(*args: Any, **kwargs: Any) -> RemoteStream:
         requests = _Requests(wire.encode_argument_stream(args, kwargs, objects))
         timeout = context.timeout()
-        return RemoteStream(send(requests, timeout=timeout), wire, context, objects, timeout, requests)
+        return RemoteStream(_opened(send, requests, timeout, context), wire, context, objects, timeout, requests)
 
     return call
+
+
+def _opened(send: Any, requests: Any, timeout: float | None, context: CallContext) -> Any:
+    """Start a streaming call; a channel that was closed says so here, and not at the first item."""
+    try:
+        return send(requests, timeout=timeout)
+    except context.rpc_error as error:
+        failure = context.translate(error, timeout)
+    raise failure
 
 
 class _Requests:
