@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any
 
 from hybridload.goplugin.grpc import messages
@@ -32,6 +33,7 @@ class StdioStream:
         self._sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
         self._rpc_error = rpc_error
         self._name = name
+        self._taken = 0
         self._call = channel.unary_stream(
             messages.STREAM_STDIO,
             request_serializer=messages.Empty.SerializeToString,
@@ -41,9 +43,17 @@ class StdioStream:
         self._thread.start()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the stream's end, so that the last output is not lost; whether it came within `timeout` seconds."""
-        if threading.current_thread() is not self._thread:
+        """Wait for the stream's end, so that the last output is not lost.
+
+        :param timeout: seconds in which nothing arrives, after which no end is expected any more.
+        :returns: whether the end came.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while self._thread.is_alive() and threading.current_thread() is not self._thread:
+            taken = self._taken
             self._thread.join(timeout)
+            if taken == self._taken or time.monotonic() > deadline:
+                break
         return not self._thread.is_alive()
 
     def close(self) -> None:
@@ -52,7 +62,8 @@ class StdioStream:
         Safe to call twice, and from the thread itself.
         """
         self._call.cancel()
-        self.join(_PATIENCE)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_PATIENCE)
 
     def _drain(self) -> None:
         try:
@@ -62,6 +73,7 @@ class StdioStream:
                     log.warning("plugin %s: output for an unknown channel %d is dropped", self._name, chunk.channel)
                 else:
                     sink.write(chunk.data)
+                self._taken += 1
         except self._rpc_error as error:
             code = error.code().name  # type: ignore[attr-defined]
             if code == "UNIMPLEMENTED":
