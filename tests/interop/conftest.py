@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import pytest
 
 from hybridload import Contract, Handshake, PluginSet
+from hybridload.goplugin import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -195,6 +196,35 @@ class GoPlugins:
 def go_plugins() -> GoPlugins:
     torture = Contract(Torture, service="torture.Torture", proto=ROOT / "tests/go/protocol/torture.proto")
     return GoPlugins({"greeter": Contract(Greeter, service="proto.GreeterService"), "torture": torture})
+
+
+# A Python host
+
+
+@pytest.fixture(params=["direct", "grpcio"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What carries gRPC in the host."""
+    engine: str = request.param
+    return engine
+
+
+NewClient = Callable[..., Client]
+
+
+@pytest.fixture
+def new_client(go_build: Callable[[str], Path], go_plugins: GoPlugins, engine: str) -> Iterator[NewClient]:
+    """Makes clients, of `tests/go/greeter` unless a command is given, which are killed when the test is over."""
+    with ExitStack() as stack:
+
+        def new(*command: str | Path, **options: Any) -> Client:
+            client = Client(
+                command or [go_build("tests/go/greeter")],
+                **{"plugins": go_plugins.plugins, "handshake": go_plugins.handshake, "engine": engine, **options},
+            )
+            stack.callback(client.kill)
+            return client
+
+        yield new
 
 
 # The examples
