@@ -55,8 +55,8 @@ _BASICS: Final[Mapping[str, GoType]] = {
     "interface {}": Interface(),
 }
 _BASIC: Final = "|".join(map(re.escape, sorted(_BASICS, key=len, reverse=True)))
-_LAYER: Final = re.compile(rf"\[\]|\[(?P<length>\d{{1,18}})\]|map\[(?P<key>{_BASIC})\]")
-_SPELLING: Final = re.compile(rf"(?:\[\d*\]|map\[(?:{_BASIC})\])*(?:{_BASIC})")
+_LAYER: Final = re.compile(rf"\[\]|\[(?P<length>[0-9]{{1,18}})\]|map\[(?P<key>{_BASIC})\]")
+_SPELLING: Final = re.compile(rf"(?:\[[0-9]{{0,18}}\]|map\[(?:{_BASIC})\])*(?:{_BASIC})")
 _TIME: Final = "time.Time"
 
 SLICE_NAMES: Final[Mapping[type, str]] = {

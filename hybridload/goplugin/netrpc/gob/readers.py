@@ -107,6 +107,8 @@ class Readers:
         return found
 
     def _build_outermost(self, type_id: int, want: GoType, as_key: bool) -> Read:
+        if not isinstance(want, GoType):
+            raise GobError(f"{want!r} describes no Go type: give one of the gob descriptions, or from_hint(...).")
         try:
             read = _Compilation(self).reader(type_id, want, as_key)
             _refuse_strangers(self.types[type_id], want)

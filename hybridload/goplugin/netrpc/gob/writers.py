@@ -118,7 +118,7 @@ class Writers:
                 return self._struct(go_type)
             case Deferred():
                 return self.writer(go_type.type)
-        raise GobError(f"{go_type!r} describes no Go type: give one of the gob descriptions, e.g. String().")
+        raise GobError(f"{go_type!r} describes no Go type: give one of the gob descriptions, or from_hint(...).")
 
     def _struct(self, go_type: Struct) -> Write:
         fields = go_type.fields
@@ -273,21 +273,24 @@ def _integer(put: Callable[[bytearray, int], None], low: int, high: int, name: s
 
 
 def _put_float64(out: bytearray, value: Any) -> None:
-    if not isinstance(value, float | int):
-        raise _unexpected("a float", value)
-    try:
-        put_float(out, value)
-    except OverflowError:
-        raise Misfit(f"{value:.3e} is out of the range of float64") from None
+    put_float(out, _float(value))
 
 
 def _put_float32(out: bytearray, value: Any) -> None:
+    number = _float(value)
+    try:
+        put_float(out, _SINGLE.unpack(_SINGLE.pack(number))[0])
+    except OverflowError:
+        raise Misfit(f"{number} is out of the range of float32") from None
+
+
+def _float(value: Any) -> float:
     if not isinstance(value, float | int):
         raise _unexpected("a float", value)
     try:
-        put_float(out, _SINGLE.unpack(_SINGLE.pack(value))[0])
+        return float(value)
     except OverflowError:
-        raise Misfit(f"{value:.3e} is out of the range of float32") from None
+        raise Misfit(f"{value!r:.50} is out of the range of float64") from None
 
 
 def _complex(put_part: Write) -> Write:
