@@ -32,6 +32,8 @@ class HostEnvironment:
         must not be answered either.
     :param socket_folder: where the host wants the plugin's sockets.
     :param socket_group: name or number of a group that may use them.
+    :param min_port: the least tcp port to use; with `max_port` 0 when the host does not say.
+    :param max_port: the greatest.
     """
 
     versions: frozenset[int] = frozenset()
@@ -40,6 +42,8 @@ class HostEnvironment:
     multiplex: bool | None = None
     socket_folder: str | None = None
     socket_group: str | None = None
+    min_port: int = 0
+    max_port: int = 0
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> HostEnvironment:
@@ -54,6 +58,7 @@ class HostEnvironment:
             multiplex=multiplex in _TRUE if multiplex else None,
             socket_folder=environ.get(SOCKET_DIR) or None,
             socket_group=environ.get(SOCKET_GROUP) or None,
+            **_ports(environ),
         )
 
     def choose_version(self, served: Iterable[int]) -> int:
@@ -64,6 +69,15 @@ class HostEnvironment:
         known = sorted(served)
         common = [version for version in known if version in self.versions]
         return common[-1] if common else known[0]
+
+
+def _ports(environ: Mapping[str, str]) -> dict[str, int]:
+    least, greatest = environ.get(MIN_PORT, ""), environ.get(MAX_PORT, "")
+    if not (least.isascii() and least.isdecimal() and greatest.isascii() and greatest.isdecimal()):
+        return {}
+    if not 0 < int(least[:6]) <= int(greatest[:6]) < 65536:
+        return {}
+    return {"min_port": int(least), "max_port": int(greatest)}
 
 
 # What Go's strconv.ParseBool takes for true.

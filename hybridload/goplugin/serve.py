@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import FrameType
@@ -33,7 +33,6 @@ from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.handshake_output import HandshakeOutput, buffer_stdout
 from hybridload.goplugin.host_environment import HostEnvironment, forget
 from hybridload.goplugin.host_watch import HostWatch
-from hybridload.goplugin.line import HandshakeLine
 from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin, PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.served_output import OutputBuffer, ReplacedStreams, write_rest
@@ -42,8 +41,11 @@ from hybridload.handshake import Handshake
 from hybridload.implementation import close_implementation
 
 if TYPE_CHECKING:
+    import ssl
+
     from hybridload.goplugin.grpc.contract_server import EventLoop
-    from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
+    from hybridload.goplugin.grpc.engine import Server
+    from hybridload.goplugin.transport import TLS
 
 log = _logging.getLogger(__name__)
 
@@ -72,6 +74,10 @@ def serve(
     handshake: Handshake,
     outlive_host: bool = False,
     logging: bool = True,
+    tls: TLS | ssl.SSLContext | None = None,
+    network: str = "unix",
+    server_options: Sequence[tuple[str, Any]] = (),
+    engine: str | None = None,
 ) -> None:
     """Serve Python objects to the go-plugin host that started this program. Returns when the host ends it.
 
@@ -85,6 +91,12 @@ def serve(
     :param outlive_host: stay when the host dies, for another one that reattaches. By default nothing is left of the
         plugin a few seconds after its host is gone, in whatever way.
     :param logging: put an `HclogHandler` on the root logger while serving.
+    :param tls: own TLS material instead of what the host asks for (AutoMTLS): a server context, or a `TLS` of client
+        and server context where the host is called back.
+    :param network: ``"unix"``, or ``"tcp"`` for a port of the range that the host allows.
+    :param server_options: grpc channel arguments of the server; there is no limit to messages by default.
+    :param engine: what carries gRPC: ``"direct"`` or ``"grpcio"``; the environment variable `HYBRIDLOAD_ENGINE` says
+        so by default.
     :raises SystemExit: with status 1 and a text on standard error, when no go-plugin host has started this program.
     :raises ConfigError: plugin set and implementations do not match.
     :raises ContractError: an interface cannot travel, or an object does not implement it.
@@ -92,7 +104,22 @@ def serve(
     check_cookie(handshake)
     with ExitStack() as stack:
         host = stack.enter_context(HostSide(outlive_host=outlive_host))
-        serve_to(host, read_served(plugins, implementations, handshake), logging=logging)
+        options = ServeOptions(tls=tls, network=network, server_options=tuple(server_options), engine=engine)
+        serve_to(host, read_served(plugins, implementations, handshake), logging=logging, options=options)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How a plugin is reached, beyond what its host asks for; see `serve`."""
+
+    tls: TLS | ssl.SSLContext | None = None
+    network: str = "unix"
+    server_options: tuple[tuple[str, Any], ...] = ()
+    engine: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.network not in ("unix", "tcp"):
+            raise ConfigError(f"network is {self.network!r}: give 'unix' or 'tcp'.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +190,20 @@ def read_served(
     }
 
 
-def serve_to(host: HostSide, served: Mapping[int, Mapping[str, Served]], *, logging: bool = True) -> None:
+def serve_to(
+    host: HostSide,
+    served: Mapping[int, Mapping[str, Served]],
+    *,
+    logging: bool = True,
+    options: ServeOptions = ServeOptions(),
+) -> None:
     """Serve what was read to a host that was bound; see `serve`."""
     environment = HostEnvironment.read(os.environ)
     forget(os.environ)
     if environment.unreadable_versions:
         log.warning("the host lists versions that are no numbers: %s", ", ".join(environment.unreadable_versions))
-    if environment.client_certificate is not None:
-        _refuse(
-            "The host asks for TLS (AutoMTLS), which plugins written with this version of hybridload cannot do yet: "
-            "switch it off in the host's client configuration."
-        )
     version = environment.choose_version(served)
-    with _Serving(host, served[version], environment, logging=logging) as serving:
+    with _Serving(host, served[version], environment, options, logging=logging) as serving:
         serving.run(version)
 
 
@@ -183,8 +211,15 @@ class _Serving:
     """One plugin being served, from making ready to the end. A context manager that takes everything down again."""
 
     def __init__(
-        self, host: HostSide, served: Mapping[str, Served], environment: HostEnvironment, *, logging: bool
+        self,
+        host: HostSide,
+        served: Mapping[str, Served],
+        environment: HostEnvironment,
+        options: ServeOptions,
+        *,
+        logging: bool,
     ) -> None:
+        self._options = options
         self._host = host
         self._served = served
         self._environment = environment
@@ -206,15 +241,8 @@ class _Serving:
 
     def run(self, version: int) -> None:
         """Write the line and serve until the end."""
-        line = HandshakeLine(
-            app_version=version,
-            network="unix",
-            address=self._address,
-            protocol="grpc",
-            multiplex=None if self._environment.multiplex is None else False,
-        )
         try:
-            self._host.output.write_line(line.format())
+            self._host.output.write_line(self._entrance.line(version).format())
         except OSError as error:
             log.warning("the host was gone before the handshake line could be written: %s", error)
         else:
@@ -224,8 +252,10 @@ class _Serving:
     # -- before
 
     def _make_ready(self, logging: bool) -> None:
+        from hybridload.goplugin.entrance import Entrance
+        from hybridload.goplugin.grpc.broker import GRPCBroker
         from hybridload.goplugin.grpc.contract_server import EventLoop
-        from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
+        from hybridload.goplugin.grpc.engines import engine_named
 
         stack = self._stack
         if logging:
@@ -238,42 +268,53 @@ class _Serving:
         stack.callback(folder.close)
         if self._host.watch is not None:
             self._host.watch.attend(self._host_died, folder.close)
-        self._lanes: Lanes = Lanes()
-        stack.callback(self._lanes.close, 0.5)
+        engine = engine_named(self._options.engine)
+        lanes = engine.lanes()
+        stack.callback(lanes.close, 0.5)
         self._loop: EventLoop = EventLoop()
         stack.callback(self._loop.close, 0.5)
-        self._server: GrpcioServer = GrpcioServer(self._lanes)
-        self._register()
-        self._address = self._server.listen("unix", folder.new_path())
+        self._entrance = Entrance(self._environment, folder, tls=self._options.tls, network=self._options.network)
+        stack.callback(self._entrance.close)
+        self._broker = GRPCBroker(self._entrance.transport, engine, lanes, name="plugin")
+        stack.callback(self._broker.close)
+        self._server: Server = engine.server(lanes, self._options.server_options)
         stack.callback(self._server.stop, ANSWER_GRACE)
-        folder.share(self._address)
+        self._register()
+        self._entrance.serve(self._server)
         streams = ReplacedStreams(self._output)
         stack.callback(write_rest, self._output)
         stack.callback(streams.restore)
         self._server.start()
 
     def _register(self) -> None:
+        from hybridload.goplugin.grpc.broker_server import broker_service
         from hybridload.goplugin.grpc.contract_server import contract_service
         from hybridload.goplugin.grpc.controller import controller_service
         from hybridload.goplugin.grpc.health import health_service
+        from hybridload.goplugin.grpc.host_calls import HostCalls
+        from hybridload.goplugin.grpc.objects import BrokerObjects
         from hybridload.goplugin.grpc.stdio_server import stdio_service
 
         server = self._server
+        objects = BrokerObjects(
+            self._broker, self._loop, lambda contract: HostCalls(contract, self._broker.engine.rpc_error)
+        )
         server.add_generic_rpc_handlers(
             (
                 health_service(server, self._ending),
                 controller_service(self._shutdown),
                 stdio_service(self._output),
+                broker_service(self._broker),
             )
         )
         for served in self._served.values():
             if isinstance(served.plugin, Contract):
                 service = contract_service(
-                    served.plugin.complete(), served.implementation, engine=server, loop=self._loop
+                    served.plugin.complete(), served.implementation, engine=server, loop=self._loop, objects=objects
                 )
                 server.add_generic_rpc_handlers((service,))
             else:
-                served.plugin.grpc_server(None, server)
+                served.plugin.grpc_server(self._broker, server)
 
     # -- while
 
@@ -298,15 +339,15 @@ class _Serving:
         self._ending.set()
         try:
             self._server.refuse_calls()
-            if not self._lanes[CALLS].wait_idle(CALL_GRACE):
+            if not self._server.wait_idle(CALLS, CALL_GRACE):
                 log.warning("calls are still in flight after %g s and are cut off", CALL_GRACE)
-            self._lanes[STREAMS].wait_idle(STREAM_GRACE)
+            self._server.wait_idle(STREAMS, STREAM_GRACE)
             self._close_implementations()
             if not self._output.finish(OUTPUT_GRACE):
                 log.debug("the host did not take all output in time")
         finally:
             self._answerable.set()
-        self._lanes[CONTROL].wait_idle(ANSWER_GRACE)
+        self._server.wait_idle(CONTROL, ANSWER_GRACE)
 
     def _close_implementations(self) -> None:
         objects = {id(served.implementation): (kind, served.implementation) for kind, served in self._served.items()}

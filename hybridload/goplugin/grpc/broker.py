@@ -22,7 +22,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from hybridload.errors import BrokerError
@@ -64,6 +64,7 @@ class GRPCBroker:
         self._owned: set[Any] = set()
         self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
+        self._stream: Outgoing | None = None
         self._closed = False
 
     def next_id(self) -> int:
@@ -131,7 +132,8 @@ class GRPCBroker:
             listeners = list(self._accepting.values())
             reaper, self._reaper = self._reaper, None
             self._changed.notify_all()
-        self._outgoing.put(_END)
+            if self._stream is not None:
+                self._stream.close()
         if reaper is not None:
             self._disposed.put(_END)
             reaper.join()
@@ -140,11 +142,15 @@ class GRPCBroker:
 
     # -- the broker's own stream
 
-    def outgoing(self) -> Iterator[Any]:
-        """The messages for the other side, as they come, until the broker is closed."""
-        while (message := self._outgoing.get()) is not _END:
-            yield message
-        self._outgoing.put(_END)
+    def outgoing(self) -> Outgoing:
+        """The messages for the other side, as they come, until it or the broker is closed. A later one takes over."""
+        with self._changed:
+            if self._stream is not None:
+                self._stream.close()
+            self._stream = Outgoing(self._outgoing)
+            if self._closed:
+                self._stream.close()
+            return self._stream
 
     def receive(self, info: Any) -> None:
         """Take a message of the other side."""
@@ -281,6 +287,34 @@ class GRPCBroker:
     def _disown(self, closable: Any) -> None:
         with self._changed:
             self._owned.discard(closable)
+
+
+class Outgoing:
+    """What is to be sent over the broker's stream; an iterator that `close` ends, from any thread."""
+
+    def __init__(self, pending: queue.SimpleQueue[Any]) -> None:
+        self._pending = pending
+        self._closed = False
+
+    def __iter__(self) -> Outgoing:
+        return self
+
+    def __next__(self) -> Any:
+        while not self._closed:
+            message = self._pending.get()
+            if self._closed:
+                if message is not _END:
+                    self._pending.put(message)  # for the stream that took over
+                break
+            if message is not _END:
+                return message
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the iteration. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._pending.put(_END)
 
 
 class BrokeredServer:

@@ -214,13 +214,16 @@ def _results(calls: _Calls, wire: WireMethod, call: Callable[[], Any], context: 
     encode, objects = wire.encode_result, calls.objects
     items: Any = None
     try:
-        items = iter(call())
-        for item in items:
-            yield encode(item, objects)
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        calls.fail(error, context)
+        while True:
+            try:
+                if items is None:
+                    items = iter(call())
+                chunk = encode(next(items), objects)
+            except StopIteration:
+                return
+            except BaseException as error:
+                calls.fail(error, context)
+            yield chunk
     finally:
         close = getattr(items, "close", None)
         if close is not None:
@@ -294,13 +297,17 @@ def _async_results(
     encode, objects = wire.encode_result, calls.objects
     items: Any = None
     try:
-        items = aiter(method())
-        while (item := call.run(_next(items))) is not _END:
-            yield encode(item, objects)
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        calls.fail(error, context)
+        while True:
+            try:
+                if items is None:
+                    items = aiter(method())
+                item = call.run(_next(items))
+                if item is _END:
+                    return
+                chunk = encode(item, objects)
+            except BaseException as error:
+                calls.fail(error, context)
+            yield chunk
     finally:
         close = getattr(items, "aclose", None)
         if close is not None:

@@ -62,6 +62,8 @@ class DirectServer:
     calls can starve anything, and it needs no lanes but to count what is in flight.
     """
 
+    binds_sockets = False
+
     def __init__(self, options: Sequence[tuple[str, Any]], on_idle: Callable[[], None] | None) -> None:
         given = dict(options)
         self._server = _Watched(
@@ -89,6 +91,12 @@ class DirectServer:
             context.set_trailing_metadata(tuple(trailing_metadata))
         context.abort(StatusCode[code], message)
         raise AssertionError("abort returned")  # pragma: no cover
+
+    def listen(self, network: str, address: str) -> str:
+        raise NotImplementedError("listeners are given to it")
+
+    def start(self) -> None:
+        """Nothing to do: it serves from the moment that it is given a listener."""
 
     def serve(self, listener: Listener) -> None:
         self._server.add_listener(listener)

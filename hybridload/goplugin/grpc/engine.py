@@ -46,6 +46,19 @@ class Server(Protocol):
         :param code: the status code's name, e.g. ``"NOT_FOUND"``.
         """
 
+    binds_sockets: bool
+    """Whether it can listen on plain sockets by itself, and does so better than through `serve`."""
+
+    def listen(self, network: str, address: str) -> str:
+        """Listen on a socket's path, or ``host:port`` where port 0 means any; only where `binds_sockets`.
+
+        :returns: the address with its port.
+        :raises OSError: the address cannot be had.
+        """
+
+    def start(self) -> None:
+        """Serve what was bound."""
+
     def serve(self, listener: Listener) -> None:
         """Serve every stream that a listener accepts, from now until `stop`. Returns at once; the server closes it."""
 

@@ -29,6 +29,7 @@ from hybridload.goplugin.grpc.handlers import (
     behavior_name,
 )
 from hybridload.goplugin.grpc.threads import CallThreads
+from hybridload.goplugin.streams.base import Listener
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,13 @@ class GrpcioServer:
     :param options: grpc channel arguments, which win over ours.
     """
 
-    def __init__(self, lanes: Lanes, options: Sequence[tuple[str, Any]] = ()) -> None:
+    binds_sockets = True
+
+    def __init__(
+        self, lanes: Lanes, options: Sequence[tuple[str, Any]] = (), on_idle: Callable[[], None] | None = None
+    ) -> None:
+        self._lanes = lanes
+        self._on_idle = on_idle
         self._router = _Router(lanes)
         self._server: Any = grpc.server(lanes[CALLS], options=[*_OPTIONS, *options])
         handlers: Any = (self._router,)
@@ -109,6 +116,18 @@ class GrpcioServer:
         """Serve, from grpcio's own threads and those of the lanes."""
         self._started = True
         self._server.start()
+
+    def serve(self, listener: Listener) -> None:
+        raise NotImplementedError("a bridge")
+
+    @property
+    def connected(self) -> bool:
+        """Whether anybody is connected through a listener."""
+        return False
+
+    def wait_idle(self, lane: str, timeout: float) -> bool:
+        """Wait until no call of a lane is in flight; whether that came within `timeout` seconds."""
+        return self._lanes[lane].wait_idle(timeout)
 
     def refuse_calls(self) -> None:
         """Answer new calls of the user's methods with UNAVAILABLE; those in flight, and the protocol's own, go on."""
@@ -208,15 +227,25 @@ class _StreamBehavior:
         self.experimental_thread_pool = threads
 
     def __call__(self, request: Any, context: Any) -> Iterator[Any]:
-        responses: Iterator[Any] | None = None
+        responses: Any = None
         try:
-            responses = self._behavior(request, context)
-            # grpcio drops the iterator when the caller went away; being dropped closes a generator.
-            yield from responses
-        except (Exception, GeneratorExit):
-            raise
-        except BaseException as error:
-            _abort_for(error, context)
+            while True:
+                try:
+                    if responses is None:
+                        responses = iter(self._behavior(request, context))
+                    response = next(responses)
+                except StopIteration:
+                    return
+                except Exception:
+                    raise
+                except BaseException as error:
+                    _abort_for(error, context)
+                # grpcio drops this generator when the caller went away, and being dropped closes it.
+                yield response
+        finally:
+            close = getattr(responses, "close", None)
+            if close is not None:
+                close()
 
 
 def _refuse(request: Any, context: Any) -> NoReturn:

@@ -1,0 +1,190 @@
+"""How a plugin's host gets in: the socket that the plugin listens on, TLS, and whether one socket carries everything.
+
+What the host asked for in the environment decides, as in go-plugin: a certificate in PLUGIN_CLIENT_CERT means AutoMTLS,
+PLUGIN_MULTIPLEX_GRPC one yamux session. Multiplexed, exactly one raw connection is accepted, within five seconds of the
+handshake line; a stream in it that nobody knocked for is for the main server.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from hybridload.errors import ConfigError
+from hybridload.goplugin.grpc.broker import KnockedListener
+from hybridload.goplugin.host_environment import HostEnvironment
+from hybridload.goplugin.line import HandshakeLine
+from hybridload.goplugin.streams.base import Listener, StreamError
+from hybridload.goplugin.streams.sockets import UnixAccess, listen_tcp, listen_unix
+from hybridload.goplugin.transport import TLS, MultiplexedTransport, SocketTransport, Transport
+
+if TYPE_CHECKING:
+    import ssl
+
+    from hybridload.goplugin.certificates import Certificate
+    from hybridload.goplugin.grpc.engine import Server
+    from hybridload.goplugin.socket_folder import SocketFolder
+
+log = logging.getLogger(__name__)
+
+FIRST_CONNECTION = 5.0
+"""Seconds in which a multiplexed host has to connect."""
+
+
+class Entrance:
+    """Listens for the host. Whoever made it closes it, after the servers.
+
+    :param environment: what the host asks for.
+    :param folder: where unix sockets go.
+    :param tls: own TLS material, which wins over the host's certificate.
+    :param network: ``"unix"`` or ``"tcp"``.
+    :raises ConfigError: the host's certificate is none, or TLS is asked for in a way that cannot be had.
+    :raises StreamError: nothing can be listened on.
+    """
+
+    def __init__(
+        self,
+        environment: HostEnvironment,
+        folder: SocketFolder,
+        *,
+        tls: TLS | ssl.SSLContext | None = None,
+        network: str = "unix",
+    ) -> None:
+        self._stack = ExitStack()
+        self._certificate: Certificate | None = None
+        self._tls = self._own_tls(tls) if tls is not None else self._auto_mtls(environment)
+        self._folder = folder
+        self._group = environment.socket_group
+        self._asked_multiplex = environment.multiplex
+        self._ports = environment.min_port, environment.max_port
+        self._network = network
+        self._address = ""
+        self.transport: Transport = SocketTransport(self._tls, make_listener=self._unix)
+        if environment.multiplex:
+            late = _LateTransport(self._tls)
+            self._stack.callback(late.close)
+            self.transport = late
+
+    @property
+    def plain(self) -> bool:
+        """Whether what is on the wire is nothing but gRPC."""
+        return self._tls is None and not self.transport.multiplexed
+
+    def line(self, app_version: int, protocol: Any = "grpc") -> HandshakeLine:
+        """The handshake line that leads here; after `serve`."""
+        return HandshakeLine(
+            app_version=app_version,
+            network=self._network,  # type: ignore[arg-type]
+            address=self._address,
+            protocol=protocol,
+            certificate=None if self._certificate is None else self._certificate.der,
+            multiplex=self._asked_multiplex,
+        )
+
+    def serve(self, server: Server) -> None:
+        """Have a server serve whoever comes in."""
+        if self.plain and server.binds_sockets and self._network == "unix":
+            self._address = server.listen("unix", self._folder.new_path())
+            self._folder.share(self._address)
+            return
+        listener = self._unix() if self._network == "unix" else listen_tcp("127.0.0.1", *self._ports)
+        self._stack.callback(listener.close)
+        self._address = listener.address
+        if isinstance(self.transport, _LateTransport):
+            server.serve(self.transport.main)
+            self.transport.begin(listener)
+        else:
+            from hybridload.goplugin.streams.tls import TLSListener
+
+            server.serve(listener if self._tls is None else TLSListener(listener, self._tls.server))
+
+    def close(self) -> None:
+        """Listen no more. Safe to call twice."""
+        self._stack.close()
+
+    def _unix(self) -> Listener:
+        access = UnixAccess() if self._group is None else UnixAccess.for_group(self._group)
+        return listen_unix(self._folder.path, access)
+
+    def _auto_mtls(self, environment: HostEnvironment) -> TLS | None:
+        if environment.client_certificate is None:
+            return None
+        from hybridload.goplugin.certificates import generate_certificate
+        from hybridload.goplugin.streams.tls import client_context, server_context
+
+        host = environment.client_certificate.encode()
+        own = self._certificate = generate_certificate()
+        try:
+            return TLS(client_context(own, host), server_context(own, host))
+        except ValueError as error:  # ssl.SSLError is one
+            raise ConfigError(f"The host's certificate in PLUGIN_CLIENT_CERT cannot be read: {error}.") from error
+
+    @staticmethod
+    def _own_tls(tls: TLS | ssl.SSLContext) -> TLS:
+        return tls if isinstance(tls, TLS) else TLS(tls, tls)
+
+
+class _LateTransport:
+    """A multiplexed transport whose one connection is yet to come."""
+
+    multiplexed = True
+
+    def __init__(self, tls: TLS | None) -> None:
+        self._tls = tls
+        self._listener: Listener | None = None
+        self.main = KnockedListener(0, lambda _: None)
+        self._connected = threading.Event()
+        self._below: MultiplexedTransport | None = None
+        self._thread: threading.Thread | None = None
+
+    def begin(self, listener: Listener) -> None:
+        """Wait for the host on a thread."""
+        self._listener = listener
+        self._thread = threading.Thread(
+            target=self._accept, args=(listener,), name="hybridload first connection", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the session. Safe to call twice."""
+        if self._listener is not None and self._thread is not None:
+            self._listener.close()
+            self._thread.join()
+        self.main.close()
+        if self._below is not None:
+            self._below.close()
+
+    def listen(self) -> Listener:
+        raise NotImplementedError("a multiplexed plugin listens nowhere else")
+
+    def translated(self, listener: Listener) -> tuple[str, str]:
+        return listener.network, listener.address
+
+    def connect(self, network: str, address: str, timeout: float) -> Any:
+        raise NotImplementedError("a multiplexed plugin has no other addresses")
+
+    def open(self) -> Any:
+        return self._session().open()
+
+    def expect(self, listener: Any) -> None:
+        self._session().expect(listener)
+
+    def _session(self) -> MultiplexedTransport:
+        if not self._connected.wait(FIRST_CONNECTION) or self._below is None:
+            raise StreamError("the host has not connected")
+        return self._below
+
+    def _accept(self, listener: Listener) -> None:
+        from hybridload.goplugin.streams.mux import server_session
+
+        try:
+            stream = listener.accept(FIRST_CONNECTION)
+        except (StreamError, TimeoutError) as error:
+            log.debug("the host did not connect in time: %s", error)
+        else:
+            self._below = MultiplexedTransport(server_session(stream), self._tls, name="plugin", main=self.main.put)
+        finally:
+            listener.close()
+            self._connected.set()
