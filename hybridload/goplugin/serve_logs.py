@@ -8,9 +8,10 @@ fit into its buffer (64 KiB by default) is logged as text in pieces. So here
 - the text of a field is cut in its middle at `FIELD_LIMIT`, and says so;
 - one write(2) carries one line, so that lines of other threads do not get mixed into it.
 
-A record's `extra` values are fields. What JSON has no form for is sent as its `str`; a key that begins with ``@`` gets
-an underscore instead. An exception is the field `exception`, `stack_info` the field `stack`. Levels that hclog lacks
-are sent as the next lower one that it has (`CRITICAL` as error), with the number in the field `python_level`.
+A record's `extra` values are fields. What JSON has no form for is sent as its `str`, and what UTF-8 has no form for is
+written out (``\\udc80``); a key that begins with ``@`` gets an underscore instead. An exception is the field
+`exception`, `stack_info` the field `stack`. Levels that hclog lacks are sent as the next lower one that it has
+(`CRITICAL` as error), with the number in the field `python_level`.
 
 Logging never fails a user's call: a record that cannot be formatted is logged with its unformatted message, and a
 standard error that is gone is ignored.
@@ -122,7 +123,7 @@ def _lines(record: logging.LogRecord) -> Iterator[bytes]:
             "@timestamp": _timestamp(record.created),
         }
         if record.name != "root":
-            line["@module"] = str(record.name)[:1000]
+            line["@module"] = _clean(record.name)[:1000]
         if len(parts) > 1:
             line["part"] = f"{number}/{len(parts)}"
         # Every part has the level, but the fields are worth sending once.
@@ -131,7 +132,7 @@ def _lines(record: logging.LogRecord) -> Iterator[bytes]:
 
 def _message(record: logging.LogRecord, fields: dict[str, Any]) -> str:
     try:
-        return record.getMessage()
+        return _clean(record.getMessage())
     except Exception as error:
         fields["format_error"] = _text(error)
         return f"{_text(record.msg)} {_text(record.args)}"
@@ -161,14 +162,14 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
         fields["python_level"] = record.levelno
     for key, value in list(record.__dict__.items()):
         if key not in _OWN_ATTRIBUTES:
-            name = str(key)[:200]
+            name = _text(key)[:200]
             fields["_" + name[1:] if name.startswith("@") else name] = _safe(value, _DEPTH)
     if record.exc_info:
         fields["exception"] = _cut(_traceback(record), 2 * FIELD_LIMIT)
     elif record.exc_text:
-        fields["exception"] = _cut(str(record.exc_text), 2 * FIELD_LIMIT)
+        fields["exception"] = _cut(_clean(record.exc_text), 2 * FIELD_LIMIT)
     if record.stack_info:
-        fields["stack"] = _cut(str(record.stack_info), FIELD_LIMIT)
+        fields["stack"] = _cut(_clean(record.stack_info), FIELD_LIMIT)
     if len(_json(fields)) > _FIELDS_LIMIT:
         fields = _shrunk(fields)
     return fields
@@ -195,7 +196,7 @@ def _traceback(record: logging.LogRecord) -> str:
     if not isinstance(error, BaseException):
         return ""
     try:
-        return "".join(traceback.format_exception(error)).rstrip()
+        return _clean("".join(traceback.format_exception(error)).rstrip())
     except Exception:
         return _text(error)
 
@@ -205,7 +206,7 @@ def _safe(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _cut(str(value), FIELD_LIMIT)
+        return _cut(_clean(value), FIELD_LIMIT)
     if isinstance(value, int) and -_INT_LIMIT < value < _INT_LIMIT:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
@@ -219,9 +220,14 @@ def _safe(value: Any, depth: int) -> Any:
 
 def _text(value: Any) -> str:
     try:
-        return str(value)
+        return _clean(str(value))
     except Exception:
         return f"<{type(value).__qualname__}>"
+
+
+def _clean(text: str) -> str:
+    """The text with what UTF-8 cannot hold, lone surrogates, written out."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _cut(text: str, limit: int) -> str:
@@ -241,7 +247,6 @@ def _timestamp(created: float) -> str:
 
 def _json(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_text)
-    # A lone surrogate, which UTF-8 cannot hold, becomes \udc80: what JSON writes for it as well.
     return text.encode("utf-8", "backslashreplace")
 
 
