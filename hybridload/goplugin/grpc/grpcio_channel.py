@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 
@@ -34,5 +35,6 @@ def open_channel(network: Network, address: str, options: Sequence[tuple[str, An
     :param address: a socket's path, or ``host:port``.
     :param options: grpc channel arguments, which win over ours.
     """
-    target = f"unix:{address}" if network == "unix" else f"dns:///{address}"
+    # A target is a URI: `%`, `?` and `#` in a path mean something else there.
+    target = f"unix:{quote(address)}" if network == "unix" else f"dns:///{address}"
     return grpc.insecure_channel(target, options=[*_OPTIONS, *options])

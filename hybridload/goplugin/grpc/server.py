@@ -15,6 +15,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
 
@@ -105,7 +106,8 @@ class GrpcioServer:
 
         :raises OSError: when the address cannot be had.
         """
-        target = f"unix:{address}" if network == "unix" else address
+        # A target is a URI: `%`, `?` and `#` in a path mean something else there.
+        target = f"unix:{quote(address)}" if network == "unix" else address
         try:
             port = self._server.add_insecure_port(target)
         except RuntimeError as error:
