@@ -118,7 +118,7 @@ class Entrance:
         own = self._certificate = generate_certificate()
         try:
             return TLS(client_context(own, host), server_context(own, host))
-        except ValueError as error:  # ssl.SSLError is one
+        except (OSError, ValueError) as error:  # ssl.SSLError is the former
             raise ConfigError(f"The host's certificate in PLUGIN_CLIENT_CERT cannot be read: {error}.") from error
 
     @staticmethod

@@ -172,9 +172,9 @@ def test_the_line_has_six_fields_and_a_private_socket_that_goes_away(start: Call
     assert "after\n" in host.rest()[1]
 
 
-@pytest.mark.parametrize("value", ["true", "1", "false"])
-def test_whoever_asks_for_multiplexing_is_told_that_there_is_none(start: Callable[..., Host], value: str) -> None:
-    assert start(**{MULTIPLEX: value}).fields[4:] == ["grpc", "", "false"]
+@pytest.mark.parametrize(("value", "answer"), [("true", "true"), ("1", "true"), ("false", "false"), ("no", "false")])
+def test_whoever_asks_for_multiplexing_is_answered(start: Callable[..., Host], value: str, answer: str) -> None:
+    assert start(**{MULTIPLEX: value}).fields[4:] == ["grpc", "", answer]
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ def test_the_highest_common_version_is_served_and_the_lowest_when_there_is_none(
     assert start(source, **{PROTOCOL_VERSIONS: listed}).fields[1] == chosen
 
 
-def test_a_host_that_wants_tls_is_told_that_there_is_none(start: Callable[..., Host]) -> None:
+def test_a_host_whose_certificate_is_none_is_told_so(start: Callable[..., Host]) -> None:
     host = start(**{CLIENT_CERT: "-----BEGIN CERTIFICATE-----"})
     assert host.line == ""
     assert host.process.wait(PATIENCE) == 1
-    assert "AutoMTLS" in host.rest()[1]
+    assert "The host's certificate in PLUGIN_CLIENT_CERT cannot be read" in host.rest()[1]
 
 
 def test_the_socket_is_in_the_folder_of_the_host_when_it_has_one(start: Callable[..., Host], tmp_path: Path) -> None:

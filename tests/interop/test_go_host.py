@@ -230,16 +230,6 @@ def test_reports_that_there_is_no_common_version(go_host: Callable[..., GoHost])
     assert "incompatible API version" in go_host("-versions", "7").until("failed")["error"]
 
 
-def test_is_told_that_there_is_no_tls_yet(go_host: Callable[..., GoHost]) -> None:
-    failed = go_host("-mtls").until("failed")
-    assert any("AutoMTLS" in record["@message"] for record in failed["log"])
-
-
-@KILLED
-def test_is_told_that_there_is_no_multiplexing_yet(go_host: Callable[..., GoHost]) -> None:
-    assert "does not support" in go_host("-multiplex").until("failed")["error"]
-
-
 def test_may_withhold_its_environment(go_host: Callable[..., GoHost]) -> None:
     needed = [f"{name}={os.environ[name]}" for name in ("TMPDIR", "HYBRIDLOAD_TEST_ID")]
     flags = [word for each in needed for word in ("-env", each)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.server_link import ServerLink
 from hybridload.goplugin.http2.status import RpcError, StatusCode
 from hybridload.goplugin.streams.base import Listener
+
+log = logging.getLogger(__name__)
 
 NAME = "direct"
 
@@ -195,6 +198,10 @@ def _counted_call(behavior: Behavior, tally: _Tally) -> Behavior:
         tally.enter()
         try:
             return behavior(request, context)
+        except Exception:
+            raise
+        except BaseException as error:
+            _abort_for(error, context)
         finally:
             tally.leave()
 
@@ -206,10 +213,20 @@ def _counted_stream(behavior: Behavior, tally: _Tally) -> Behavior:
         tally.enter()
         try:
             yield from behavior(request, context)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException as error:
+            _abort_for(error, context)
         finally:
             tally.leave()
 
     return call
+
+
+def _abort_for(error: BaseException, context: Any) -> NoReturn:
+    log.error("a call raised %s, which would end a program; it fails the call alone", type(error).__name__)
+    context.abort(StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
+    raise AssertionError("abort returned")  # pragma: no cover
 
 
 def _limit(options: Mapping[str, Any], name: str) -> int | None:

@@ -12,6 +12,7 @@ what is wrong with it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -43,6 +44,7 @@ class Block:
     :param problem: why it is malformed; empty when it is not.
     :param content_length: the body's size as announced; `None` where it is not, as is usual.
     :param informational: an interim (1xx) response.
+    :param plain: none of the three above.
     """
 
     headers: Headers
@@ -50,27 +52,30 @@ class Block:
     problem: str
     content_length: int | None
     informational: bool
+    plain: bool
 
 
 class BlockDecoder:
     """The decoding half of header compression, for one connection."""
 
-    __slots__ = ("_cache", "_decoder", "_refused")
+    __slots__ = ("_decoder", "_refused", "known")
 
     def __init__(self, max_size: int) -> None:
         # Here and not above: importing it takes milliseconds, which a plugin has better uses for while it starts.
         from hpack import Decoder, HPACKError
 
+        # hpack writes debug records of every header of every call, and formats them whether anybody wants them or not.
+        logging.getLogger("hpack").setLevel(logging.INFO)
         self._decoder: Decoder = Decoder(max_header_list_size=max_size)
         self._refused = (HPACKError, IndexError, ValueError)
-        self._cache: dict[bytes, Block] = {}
+        self.known: dict[bytes, Block] = {}
+        """What blocks mean as long as the table stays as it is."""
 
     def decode(self, block: bytes) -> Block:
         """:raises FrameError: the block is not valid, or too large. The connection is lost: tables have diverged."""
-        known = self._cache.get(block)
-        return known if known is not None else self._decode_new(block)
-
-    def _decode_new(self, block: bytes) -> Block:
+        known = self.known.get(block)
+        if known is not None:
+            return known
         before = self._table_state()
         try:
             headers = tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
@@ -81,11 +86,11 @@ class BlockDecoder:
         decoded = judge(headers)
         after = self._table_state()
         if after[0] is not before[0] or after[1:] != before[1:]:
-            self._cache.clear()
+            self.known.clear()
         elif len(block) <= _CACHED_SIZE:
-            if len(self._cache) >= _CACHED_BLOCKS:
-                self._cache.clear()
-            self._cache[block] = decoded
+            if len(self.known) >= _CACHED_BLOCKS:
+                self.known.clear()
+            self.known[block] = decoded
         return decoded
 
     def _table_state(self) -> tuple[object, int, int]:
@@ -120,7 +125,8 @@ def judge(headers: Headers) -> Block:
     if kind != REQUEST:
         problem = "" if problem.startswith("te is") else problem
     informational = kind == RESPONSE and pseudo[b":status"][:1] == b"1"
-    return Block(headers, kind, problem or wrong, content_length, informational)
+    plain = not (problem or wrong or informational or content_length is not None)
+    return Block(headers, kind, problem or wrong, content_length, informational, plain)
 
 
 def _field_problem(name: bytes, value: bytes) -> str:
