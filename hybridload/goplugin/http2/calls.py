@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .events import Headers
 from .frames import ErrorCode
-from .messages import IDENTITY, MessageError, MessageReader
+from .messages import IDENTITY, PREFIX, PREFIX_SIZE, MessageError, MessageReader
 from .metadata import Metadata, decode_message, decode_metadata, field
 from .status import OK, Status, StatusCode, public_code, rpc_cancelled, rpc_error, rpc_future_timeout
 from .timers import Timer
@@ -36,28 +36,25 @@ class Call:
     :param single: whether the response is one message.
     """
 
+    # What most calls never change stands on the class: a call is made in a microsecond.
     link: ClientLink
-
-    __slots__ = (
-        "_callbacks",
-        "_deserialize",
-        "_headers_seen",
-        "_news",
-        "_on_end",
-        "_uncredited",
-        "compressed",
-        "deadline",
-        "initial",
-        "link",
-        "messages",
-        "method",
-        "reader",
-        "single",
-        "status",
-        "stream_id",
-        "timer",
-        "unprocessed",
-    )
+    stream_id = 0
+    compressed = 0
+    """Whether messages are sent compressed: the flag before each."""
+    initial: Metadata | None = None
+    status: Status | None = None
+    unprocessed = False
+    """Whether the server is known not to have looked at it: it may be sent again."""
+    timer: Timer | None = None
+    reader: MessageReader | None = None
+    """Made when a message does not come in one piece, as most do."""
+    encoding = IDENTITY
+    """The server's ``grpc-encoding``."""
+    _headers_seen = False
+    _uncredited = 0
+    _news: threading.Condition | None = None
+    _callbacks: list[Callable[[], None]] | None = None
+    _on_end: Callable[[], None] | None = None
 
     def __init__(
         self, method: str, deserialize: Deserializer, deadline: float | None, max_receive: int | None, single: bool
@@ -65,22 +62,9 @@ class Call:
         self.method = method
         self.deadline = deadline
         self.single = single
-        self.stream_id = 0
-        self.compressed = 0
-        """Whether messages are sent compressed: the flag before each."""
-        self.reader = MessageReader(max_receive)
         self.messages: deque[bytes] = deque()
-        self.initial: Metadata | None = None
-        self.status: Status | None = None
-        self.unprocessed = False
-        """Whether the server is known not to have looked at it: it may be sent again."""
-        self.timer: Timer | None = None
+        self._max_receive = max_receive
         self._deserialize = deserialize
-        self._headers_seen = False
-        self._uncredited = 0
-        self._news: threading.Condition | None = None
-        self._callbacks: list[Callable[[], None]] | None = None
-        self._on_end: Callable[[], None] | None = None
 
     # What comes from the connection. Called with the link's lock held.
 
@@ -103,8 +87,9 @@ class Call:
             if not self._check_response(headers):
                 return
             encoding = field(headers, b"grpc-encoding")
-            self.reader.encoding = encoding.decode("latin-1") if encoding else IDENTITY
-            if self.reader.encoding == IDENTITY:
+            if encoding is not None:
+                self.encoding = encoding.decode("latin-1")
+            if self.encoding == IDENTITY:
                 link.last_headers = (headers, self.initial)
         if not self.single:
             self.tell()
@@ -137,37 +122,51 @@ class Call:
         self._complete(status)
 
     def on_data(self, data: bytes | memoryview, ends: bool) -> None:
-        reader = self.reader
-        try:
-            messages = reader.feed(data)
-        except MessageError as error:
-            self._abandon(error.status)
+        size = len(data)
+        if self.reader is None and size >= PREFIX_SIZE and self._is_one_message(data, size):
+            self.messages.append(bytes(data[PREFIX_SIZE:]))
+        elif not self._read(data):
             return
-        self.messages += messages
         if ends:
             self._complete(Status(StatusCode.INTERNAL, "the peer ended the stream without trailers"))
-        elif self.single:
-            if reader.missing:
-                self.link.connection.expect(self.stream_id, reader.missing)
-            if len(self.messages) > 1:
-                self._abandon(Status(StatusCode.INTERNAL, "several messages in answer to a unary call"))
+        elif not self.single:
+            self._uncredited += size
+            self.tell()
+        elif len(self.messages) > 1:
+            self._abandon(Status(StatusCode.INTERNAL, "several messages in answer to a unary call"))
+
+    def _is_one_message(self, data: bytes | memoryview, size: int) -> bool:
+        """Whether this is one message, whole, uncompressed, and not too large."""
+        flag, length = PREFIX.unpack_from(data)
+        return length + PREFIX_SIZE == size and not flag and (self._max_receive is None or length <= self._max_receive)
+
+    def _read(self, data: bytes | memoryview) -> bool:
+        """Take a piece that is not just one message. False when that ended the call."""
+        reader = self.reader
+        if reader is None:
+            reader = self.reader = MessageReader(self._max_receive)
+            reader.encoding = self.encoding
+        try:
+            self.messages += reader.feed(data)
+        except MessageError as error:
+            self._abandon(error.status)
+            return False
+        if reader.missing:
+            self.link.connection.expect(self.stream_id, reader.missing)
         else:
-            self._uncredited += len(data)
-            if reader.missing:
-                self.link.connection.expect(self.stream_id, reader.missing)
-            if messages:
-                self.tell()
+            # The next message may come in one piece again.
+            self.reader = reader if reader.inside else None
+        return True
 
     def _complete(self, status: Status) -> None:
         """The peer has said all."""
         if status.code is StatusCode.OK:
-            if self.reader.inside:
+            if self.reader is not None and self.reader.inside:
                 status = Status(StatusCode.INTERNAL, "the response ends in the middle of a message")
             elif self.single and not self.messages:
                 status = Status(StatusCode.INTERNAL, "the peer answered OK without a message")
-        if self.link.connection.is_sending(self.stream_id):
-            # Nobody reads the rest of the request (RFC 9113, section 8.1).
-            self.link.connection.reset(self.stream_id, ErrorCode.NO_ERROR)
+        # Where the request has not ended nobody reads the rest of it (RFC 9113, section 8.1).
+        self.link.connection.reset(self.stream_id, ErrorCode.NO_ERROR)
         self.link.finish(self, status)
 
     def _abandon(self, status: Status) -> None:
@@ -181,7 +180,8 @@ class Call:
             self.initial = ()
         if self.timer is not None:
             self.timer.cancel()
-        self.tell()
+        if self._news is not None:
+            self._news.notify_all()
         callbacks, self._callbacks = self._callbacks or [], None
         if self._on_end is not None:
             callbacks.append(self._on_end)
@@ -213,6 +213,15 @@ class Call:
         """The exception for the status. The call is over."""
         assert self.status is not None
         return rpc_error(self.status, self.initial or (), self.method)
+
+    def response_message(self) -> bytes:
+        """The one response of a call that is over.
+
+        :raises RpcError: its status is not OK.
+        """
+        if self.status is not OK and (self.status is None or self.status.code is not StatusCode.OK):
+            raise self.error()
+        return self.messages[0]
 
     def deserialize(self, message: bytes) -> Any:
         return message if self._deserialize is None else self._deserialize(message)
@@ -278,16 +287,19 @@ class Call:
 class UnaryCall(Call):
     """A call whose response is one message; also what `.future()` gives: `grpc.Future`."""
 
-    __slots__ = ()
+    def again(self) -> UnaryCall:
+        """A new call like this one was, with the same deadline."""
+        call = UnaryCall(self.method, self._deserialize, self.deadline, self._max_receive, self.single)
+        call.compressed = self.compressed
+        return call
 
     def response(self) -> Any:
         """The response of a call that is over.
 
         :raises RpcError: its status is not OK.
         """
-        if self.status is not OK and (self.status is None or self.status.code is not StatusCode.OK):
-            raise self.error()
-        return self.deserialize(self.messages[0])
+        message = self.response_message()
+        return message if self._deserialize is None else self._deserialize(message)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the response.
@@ -345,8 +357,6 @@ class UnaryCall(Call):
 class StreamCall(Call):
     """A call whose response is a stream."""
 
-    __slots__ = ()
-
     def next_response(self) -> Any:
         """The next message, as soon as it is there.
 
@@ -364,7 +374,7 @@ class StreamCall(Call):
                 raise self.error()
             message = self.messages.popleft()
             self._credit(message)
-        if link.connection.has_data_to_send:
+        if link.connection.due:
             link.flush_or_delegate()
         return self.deserialize(message)
 

@@ -21,7 +21,7 @@ from .client_link import ClientLink
 from .connection import ConnectionClosed
 from .header_blocks import literal, named
 from .limits import Limits
-from .messages import ACCEPTED, MessageError, check_size, compress
+from .messages import ACCEPTED, LARGEST_MESSAGE, MessageError, check_size, compress
 from .metadata import encode_metadata, encode_timeout
 from .pool import Pool, PoolClosed
 from .status import Status, StatusCode, rpc_error
@@ -150,15 +150,15 @@ class Channel:
             extra += literal(b"grpc-encoding", b"gzip")
         return self._head + path + self._tail + extra + (encode_metadata(metadata) if metadata else b"")
 
-    def run(self, make: Callable[[], UnaryCall], block: bytes, message: bytes) -> UnaryCall:
-        """Make a unary call in this thread and return it when it is over."""
+    def run(self, call: UnaryCall, block: bytes, message: bytes) -> UnaryCall:
+        """Make a unary call in this thread and return it when it is over: `call`, or one that repeats it."""
+        pool = self._pool
         for attempt in range(_ATTEMPTS):
-            call = make()
-            pool = self._pool
+            if attempt:
+                call = call.again()
             link = self._taken(call, pool.take)
             try:
-                link.begin(call, block, message, ends=True)
-                link.wait_for_end(call)
+                link.run(call, block, message)
             except ConnectionClosed:
                 continue
             except BaseException:
@@ -170,11 +170,10 @@ class Channel:
                 return call
         raise _unavailable(call, "every connection is closed as soon as it is opened")
 
-    def begin(self, make: Callable[[], Any], block: bytes, message: bytes | None) -> Any:
-        """Begin any other call. With a `message`, that is the whole request."""
+    def begin(self, call: Any, block: bytes, message: bytes | None) -> Any:
+        """Begin any other call, and return it. With a `message`, that is the whole request."""
+        pool = self._pool
         for _ in range(_ATTEMPTS):
-            call: Call = make()
-            pool = self._pool
             link = self._taken(call, pool.take_shared)
             try:
                 link.begin(call, block, message, ends=message is not None)
@@ -236,7 +235,8 @@ class Channel:
             raise MessageError(StatusCode.INTERNAL, details) from error
         if gzip:
             message = compress(message)
-        check_size(message, self.max_send)
+        if self.max_send is not None or len(message) > LARGEST_MESSAGE:
+            check_size(message, self.max_send)
         return message
 
     def _taken(self, call: Call, take: Callable[[], ClientLink]) -> ClientLink:
@@ -251,29 +251,27 @@ class Channel:
 class _Method:
     """What the four multicallables share."""
 
-    __slots__ = ("_channel", "_deserialize", "_path", "_serialize", "method")
+    __slots__ = ("_block", "_channel", "_deserialize", "_path", "_serialize", "method")
 
     def __init__(self, channel: Channel, method: str, serialize: Serializer, deserialize: Deserializer) -> None:
         self.method = method
         self._channel = channel
         self._path = named(4, method.encode())
+        self._block = channel.header_block(self._path, None, None, False)
         self._serialize = serialize
         self._deserialize = deserialize
 
     def _prepare(
         self, kind: type[Any], timeout: float | None, metadata: MetadataInput, compression: Any, single: bool
-    ) -> tuple[Callable[[], Any], bytes, bool]:
-        """How to make the call object (again, should it have to be repeated), the header block, and whether to gzip."""
-        gzip = is_gzip(compression)
+    ) -> tuple[Any, bytes, bool]:
+        """The call object, its header block, and whether to gzip."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        block = self._channel.header_block(self._path, timeout, metadata, gzip)
-
-        def make() -> Any:
-            call = kind(self.method, self._deserialize, deadline, self._channel.max_receive, single)
-            call.compressed = int(gzip)
-            return call
-
-        return make, block, gzip
+        call = kind(self.method, self._deserialize, deadline, self._channel.max_receive, single)
+        if timeout is None and metadata is None and compression is None:
+            return call, self._block, False
+        gzip = is_gzip(compression)
+        call.compressed = int(gzip)
+        return call, self._channel.header_block(self._path, timeout, metadata, gzip), gzip
 
     def _message(self, request: Any, gzip: bool) -> bytes:
         try:
@@ -326,13 +324,15 @@ class UnaryUnary(_Method):
         compression: Any = None,
     ) -> UnaryCall:
         """Begin the call and return at once."""
-        make, block, gzip = self._prepare(UnaryCall, timeout, metadata, compression, True)
-        future: UnaryCall = self._channel.begin(make, block, self._message(request, gzip))
+        call, block, gzip = self._prepare(UnaryCall, timeout, metadata, compression, True)
+        self._channel.begin(call, block, self._message(request, gzip))
+        future: UnaryCall = call
         return future
 
     def _run(self, request: Any, timeout: float | None, metadata: MetadataInput, compression: Any) -> UnaryCall:
-        make, block, gzip = self._prepare(UnaryCall, timeout, metadata, compression, True)
-        return self._channel.run(make, block, self._message(request, gzip))
+        call: UnaryCall
+        call, block, gzip = self._prepare(UnaryCall, timeout, metadata, compression, True)
+        return self._channel.run(call, block, self._message(request, gzip))
 
 
 class UnaryStream(_Method):
@@ -349,8 +349,8 @@ class UnaryStream(_Method):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Responses:
-        make, block, gzip = self._prepare(StreamCall, timeout, metadata, compression, False)
-        return Responses(self._channel.begin(make, block, self._message(request, gzip)))
+        call, block, gzip = self._prepare(StreamCall, timeout, metadata, compression, False)
+        return Responses(self._channel.begin(call, block, self._message(request, gzip)))
 
 
 class StreamUnary(_Method):
@@ -395,10 +395,11 @@ class StreamUnary(_Method):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> UnaryCall:
-        make, block, _ = self._prepare(UnaryCall, timeout, metadata, compression, True)
-        call: UnaryCall = self._channel.begin(make, block, None)
+        call, block, _ = self._prepare(UnaryCall, timeout, metadata, compression, True)
+        self._channel.begin(call, block, None)
         self._channel.send_requests(call, request_iterator, self._serialize)
-        return call
+        future: UnaryCall = call
+        return future
 
 
 class StreamStream(_Method):
@@ -415,8 +416,8 @@ class StreamStream(_Method):
         wait_for_ready: bool | None = None,
         compression: Any = None,
     ) -> Responses:
-        make, block, _ = self._prepare(StreamCall, timeout, metadata, compression, False)
-        call: StreamCall = self._channel.begin(make, block, None)
+        call, block, _ = self._prepare(StreamCall, timeout, metadata, compression, False)
+        self._channel.begin(call, block, None)
         self._channel.send_requests(call, request_iterator, self._serialize)
         return Responses(call)
 

@@ -127,12 +127,15 @@ class Connection:
         self.peer_max_headers: int | None = None
         """The largest header list that the peer accepts, where it has said so."""
         self._is_server = role is Role.SERVER
+        self._first_kind = REQUEST if self._is_server else RESPONSE
         self._decoder = BlockDecoder(self.limits.max_headers)
+        self._known_blocks = self._decoder.known
         self._streams: dict[int, _Stream] = {}
         self._reset_ids: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         self._next_id = 1
         self._highest_peer_id = 0
-        self._out: list[Buffer] = []
+        self.due: list[Buffer] = []
+        """The bytes to send, in order; taken with `data_to_send`."""
         self._control_size = 0
         self._send_window = frames.DEFAULT_WINDOW
         self._initial_send_window = frames.DEFAULT_WINDOW
@@ -140,6 +143,7 @@ class Connection:
         self._receive_window = frames.LARGEST_WINDOW
         self._resets = Budget(self.limits.resets, clock)
         self._chatter = Budget(self.limits.chatter, clock)
+        self._useful = 0  # what frames that carried something have earned since chatter was last spent
         # What was received but could not be parsed yet, and how long it must become before another look is worth it.
         self._pending = bytearray()
         self._needed = 0
@@ -167,26 +171,22 @@ class Connection:
         if not self._is_server:
             settings[Setting.ENABLE_PUSH] = 0
             del settings[Setting.MAX_CONCURRENT_STREAMS]
-            self._out.append(frames.PREFACE)
-        self._out.append(frames.settings({int(key): value for key, value in settings.items()}))
-        self._out.append(frames.window_update(0, frames.LARGEST_WINDOW - frames.DEFAULT_WINDOW))
+            self.due.append(frames.PREFACE)
+        self.due.append(frames.settings({int(key): value for key, value in settings.items()}))
+        self.due.append(frames.window_update(0, frames.LARGEST_WINDOW - frames.DEFAULT_WINDOW))
 
     # What the driver reads.
 
     def data_to_send(self) -> list[Buffer]:
         """The bytes that are due, in order. They are handed over: the next call returns later ones."""
-        out, self._out = self._out, []
+        due, self.due = self.due, []
         self._control_size = 0
-        return out
-
-    @property
-    def has_data_to_send(self) -> bool:
-        return bool(self._out)
+        return due
 
     @property
     def due_size(self) -> int:
         """How many bytes are due."""
-        return sum(map(len, self._out))
+        return sum(map(len, self.due))
 
     @property
     def open_streams(self) -> int:
@@ -221,13 +221,63 @@ class Connection:
         self._streams[stream_id] = _Stream(stream_id, self._initial_send_window, self.limits.stream_window)
         return stream_id
 
+    def open_with(self, block: bytes, body: bytes, end_stream: bool) -> int:
+        """Open a stream, and send a header block and a body at once: 0 when that takes more than one frame each.
+
+        :raises ConnectionClosed: there can be no more streams on this connection.
+        """
+        size = len(body)
+        length = len(block)
+        room = min(self._initial_send_window, self._send_window, _JOINED_DATA)
+        if size > room or length > frames.DEFAULT_MAX_FRAME:
+            return 0
+        stream_id = self.open_stream()
+        stream = self._streams[stream_id]
+        stream.send_window -= size
+        self._send_window -= size
+        stream.sending = not end_stream
+        pack = frames.HEADER.pack
+        self.due.append(
+            pack(length >> 8, length & 255, frames.HEADERS, frames.END_HEADERS, stream_id)
+            + block
+            + pack(size >> 8, size & 255, frames.DATA, frames.END_STREAM if end_stream else 0, stream_id)
+            + body
+        )
+        return stream_id
+
+    def answer(self, stream_id: int, head: bytes, body: bytes, trailers: bytes) -> bool:
+        """Send header block, body and trailers at once, and end our half. False when one frame each is not enough.
+
+        :raises StreamClosed: the stream takes no more.
+        """
+        stream = self._sending_stream(stream_id)
+        size = len(body)
+        length = len(head)
+        last = len(trailers)
+        room = min(stream.send_window, self._send_window, _JOINED_DATA)
+        if size > room or length > frames.DEFAULT_MAX_FRAME or last > frames.DEFAULT_MAX_FRAME:
+            return False
+        stream.send_window -= size
+        self._send_window -= size
+        pack = frames.HEADER.pack
+        self.due.append(
+            pack(length >> 8, length & 255, frames.HEADERS, frames.END_HEADERS, stream_id)
+            + head
+            + pack(size >> 8, size & 255, frames.DATA, 0, stream_id)
+            + body
+            + pack(last >> 8, last & 255, frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream_id)
+            + trailers
+        )
+        self._end_sending(stream)
+        return True
+
     def send_headers(self, stream_id: int, block: bytes, end_stream: bool = False) -> None:
         """Send an encoded header block: the first of the stream, or trailers (with `end_stream`).
 
         :raises StreamClosed: the stream takes no more.
         """
         stream = self._sending_stream(stream_id)
-        self._out.append(frames.headers(stream_id, block, end_stream, self._max_send_frame))
+        self.due.append(frames.headers(stream_id, block, end_stream, self._max_send_frame))
         if end_stream:
             self._end_sending(stream)
 
@@ -265,10 +315,10 @@ class Connection:
         size = len(data)
         header = frames.HEADER.pack(size >> 8, size & 255, frames.DATA, flags, stream_id)
         if size <= _JOINED_DATA:
-            self._out.append(header + data)
+            self.due.append(header + data)
         else:
-            self._out.append(header)
-            self._out.append(data)
+            self.due.append(header)
+            self.due.append(data)
 
     def reset(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
         """End both halves of a stream at once. Nothing more is reported about it. A closed stream stays closed."""
@@ -276,7 +326,7 @@ class Connection:
         if stream is not None:
             stream.sending = stream.receiving = False
             self._reset_ids.append(stream_id)
-            self._out.append(frames.rst_stream(stream_id, code))
+            self.due.append(frames.rst_stream(stream_id, code))
 
     def consumed(self, stream_id: int, size: int) -> None:
         """Give back what was received on a stream, so that the peer may send as much again."""
@@ -303,16 +353,16 @@ class Connection:
 
     def _grant(self, stream: _Stream, size: int) -> None:
         stream.receive_window += size
-        self._out.append(frames.window_update(stream.id, size))
+        self.due.append(frames.window_update(stream.id, size))
 
     def ping(self, payload: bytes) -> None:
         """:param payload: eight bytes; `PingAnswered` has them again."""
-        self._out.append(frames.ping(payload, ack=False))
+        self.due.append(frames.ping(payload, ack=False))
 
     def go_away(self, code: int = ErrorCode.NO_ERROR, message: str = "") -> None:
         """Take no new streams from the peer; those that are open go on."""
         self.going_away = True
-        self._out.append(frames.goaway(self._highest_peer_id, code, message))
+        self.due.append(frames.goaway(self._highest_peer_id, code, message))
 
     def _sending_stream(self, stream_id: int) -> _Stream:
         stream = self._streams.get(stream_id)
@@ -346,7 +396,7 @@ class Connection:
             self._parse(data)
         except FrameError as error:
             self.failed = self.going_away = True
-            self._out.append(frames.goaway(self._highest_peer_id, error.code, str(error)))
+            self.due.append(frames.goaway(self._highest_peer_id, error.code, str(error)))
             events.append(ConnectionFailed(error.code, str(error)))
         return events
 
@@ -373,15 +423,18 @@ class Connection:
                 raise FrameError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
             if self._block is not None or not self._settings_seen:
                 self._check_turn(kind, flags, stream_id)
-            if kind == 0 and length and not flags & frames.PADDED:
-                self._begin_data(stream_id, length, length, flags)
-                position = body
-                continue
             position = body + length
-            if position > end:
+            # What a call consists of, in its usual form, comes first; the rest of the loop would do for it too.
+            if kind == 0 and length and not flags & 8:
+                if position > end or not self._read_plain_data(data, body, position, flags, stream_id):
+                    self._begin_data(stream_id, length, length, flags)
+                    position = body
+            elif position > end:
                 self._wait_for(9 + length, data, body - 9)
                 return
-            if kind < len(readers):
+            elif kind == 1 and flags & 0x2C == 4 and stream_id and length <= self.limits.max_headers:
+                self._read_block(stream_id, data[body:position], flags & 1 == 1)
+            elif kind < len(readers):
                 readers[kind](self, flags, stream_id, data[body:position])
             else:
                 self._spend_chatter()
@@ -407,6 +460,9 @@ class Connection:
             raise FrameError(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
 
     def _spend_chatter(self) -> None:
+        if self._useful:
+            self._chatter.earn(self._useful)
+            self._useful = 0
         if not self._chatter.spend():
             raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 
@@ -414,7 +470,7 @@ class Connection:
         self._control_size += len(frame)
         if self._control_size > self.limits.max_control:
             raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "answers pile up because they are not read")
-        self._out.append(frame)
+        self.due.append(frame)
 
     def _stream_error(self, stream_id: int, code: ErrorCode, reason: str) -> None:
         known = self._streams.pop(stream_id, None)
@@ -452,6 +508,29 @@ class Connection:
         self._data_stream = stream if self._accepts_data(stream, stream_id, length, counted) else None
         if length == 0 and self._data_stream is not None:
             self._read_empty_data(self._data_stream)
+
+    def _read_plain_data(self, data: bytes, body: int, after: int, flags: int, stream_id: int) -> bool:
+        """A whole DATA frame about which nothing is unusual. False when something is."""
+        stream = self._streams.get(stream_id)
+        length = after - body
+        if (
+            stream is None
+            or not stream.receiving
+            or not stream.received_headers
+            or stream.awaited is not None
+            or stream.receive_window < length
+            or self._receive_window <= 1 << 30
+        ):
+            return False
+        stream.receive_window -= length
+        self._receive_window -= length
+        self._useful += _FORGIVEN_BY_DATA
+        ends = flags & 1 == 1
+        if ends:
+            self._end_receiving(stream)
+        piece = data[body:after] if length <= _COPIED_PIECE else memoryview(data)[body:after]
+        self._events.append(DataReceived(stream_id, piece, ends))
+        return True
 
     def _accepts_data(self, stream: _Stream | None, stream_id: int, length: int, counted: int) -> bool:
         if stream is None:
@@ -494,7 +573,7 @@ class Connection:
             return after
         ends = self._data_ends and left == size
         if left == size:
-            self._chatter.earn(_FORGIVEN_BY_DATA)
+            self._useful += _FORGIVEN_BY_DATA
         if ends:
             self._end_receiving(stream)
         piece = data[position:after] if size <= _COPIED_PIECE else memoryview(data)[position:after]
@@ -541,7 +620,7 @@ class Connection:
             self._read_block(stream_id, block, self._block_ends)
 
     def _read_block(self, stream_id: int, encoded: bytes, ends: bool) -> None:
-        block = self._decoder.decode(encoded)
+        block = self._known_blocks.get(encoded) or self._decoder.decode(encoded)
         stream = self._streams.get(stream_id)
         if stream is None:
             stream = self._open_for_peer(stream_id)
@@ -550,14 +629,15 @@ class Connection:
         elif not stream.receiving:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the end of the stream")
             return
-        problem = self._block_problem(stream, block, ends)
-        if problem:
-            self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, problem)
-            return
-        if block.informational:
-            return
+        if not block.plain or stream.received_headers or block.kind is not self._first_kind:
+            problem = self._block_problem(stream, block, ends)
+            if problem:
+                self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, problem)
+                return
+            if block.informational:
+                return
         stream.received_headers = True
-        self._chatter.earn(_FORGIVEN_BY_HEADERS)
+        self._useful += _FORGIVEN_BY_HEADERS
         if ends:
             self._end_receiving(stream)
         self._events.append(HeadersReceived(stream_id, block.headers, ends))
@@ -589,7 +669,7 @@ class Connection:
             if not ends:
                 return "trailers that do not end the stream"
             return "the body is shorter than content-length" if stream.awaited else ""
-        if block.kind != (REQUEST if self._is_server else RESPONSE):
+        if block.kind != self._first_kind:
             return f"{block.kind} where there should be {'a request' if self._is_server else 'a response'}"
         if block.informational:
             return "an interim response that ends the stream" if ends else ""
@@ -692,11 +772,13 @@ class Connection:
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         increment = frames.read_uint32(payload, "WINDOW_UPDATE") & frames.LARGEST_WINDOW
         if stream_id == 0:
+            before = self._send_window
             self._send_window += increment
             if not increment or self._send_window > frames.LARGEST_WINDOW:
                 code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
                 raise FrameError(code, f"WINDOW_UPDATE by {increment}")
-            self._events.append(WindowOpened(0))
+            if before <= 0:
+                self._events.append(WindowOpened(0))
             return
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -704,12 +786,14 @@ class Connection:
                 raise FrameError(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
             self._spend_chatter()
             return
+        before = stream.send_window
         stream.send_window += increment
         if not increment or stream.send_window > frames.LARGEST_WINDOW:
             code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
             self._stream_error(stream_id, code, f"WINDOW_UPDATE by {increment}")
             return
-        self._events.append(WindowOpened(stream_id))
+        if before <= 0:
+            self._events.append(WindowOpened(stream_id))
 
     _READERS = (
         _read_whole_data,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .events import Headers
 from .header_blocks import encode, literal, named
-from .messages import GZIP, IDENTITY, MessageError, MessageReader
+from .messages import GZIP, IDENTITY, PREFIX, PREFIX_SIZE, MessageError, MessageReader
 from .metadata import Metadata, decode_metadata, decode_timeout, encode_message, encode_metadata
 from .status import Status, StatusCode, public_code
 from .timers import Timer
@@ -26,6 +26,9 @@ RESPONSE_HEAD = b"\x88" + named(31, b"application/grpc")
 """The constant part of a response's header block: status 200 and the content type."""
 
 TRAILERS_OK = literal(b"grpc-status", b"0")
+
+PLAIN_OK = Status(StatusCode.OK, "")
+"""The status of a handler that said nothing about it."""
 
 _MESSAGE_LIMIT = 4096
 """Bytes of a status message that are sent to a peer whose limit the whole would exceed."""
@@ -95,45 +98,31 @@ def trailers_block(status: Status, limit: int | None) -> bytes:
 class ServerCall:
     """One call: what came, what was answered, whether it is over."""
 
-    __slots__ = (
-        "_callbacks",
-        "_news",
-        "_uncredited",
-        "context",
-        "deadline",
-        "handler",
-        "initial_sent",
-        "link",
-        "messages",
-        "over",
-        "reader",
-        "request",
-        "request_ended",
-        "started",
-        "stream_id",
-        "timer",
-    )
+    # What most calls never change stands on the class: a call is made in a microsecond.
+    request_ended = False
+    handler: Any = None
+    started = False
+    """Whether the handler was, or is about to be, run."""
+    over = False
+    """Whether the status was sent, or nobody waits for it any more."""
+    initial_sent = False
+    timer: Timer | None = None
+    deadline: float | None = None
+    reader: MessageReader | None = None
+    """Made when a message does not come in one piece, as most do."""
+    _uncredited = 0
+    _news: threading.Condition | None = None
+    _callbacks: list[Callable[[], None]] | None = None
 
     def __init__(self, link: ServerLink, stream_id: int, request: Request, max_receive: int | None) -> None:
         self.link = link
         self.stream_id = stream_id
         self.request = request
-        self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
-        self.reader = MessageReader(max_receive)
-        self.reader.encoding = request.encoding
         self.messages: deque[bytes] = deque()
-        self.request_ended = False
-        self.handler: Any = None
-        self.started = False
-        """Whether the handler was, or is about to be, run."""
-        self.over = False
-        """Whether the status was sent, or nobody waits for it any more."""
-        self.initial_sent = False
-        self.timer: Timer | None = None
         self.context = Context(self)
-        self._uncredited = 0
-        self._news: threading.Condition | None = None
-        self._callbacks: list[Callable[[], None]] | None = None
+        self._max_receive = max_receive
+        if request.timeout is not None:
+            self.deadline = time.monotonic() + request.timeout
 
     # What comes from the connection. Called with the link's lock held.
 
@@ -143,29 +132,50 @@ class ServerCall:
             self.link.connection.consumed(self.stream_id, len(data))
             self.request_ended = ends
             return None
-        reader = self.reader
-        try:
-            messages = reader.feed(data)
-        except MessageError as error:
-            return error.status
-        if messages:
-            self.messages += messages
+        size = len(data)
+        if self.reader is None and size >= PREFIX_SIZE and self._is_one_message(data, size):
+            self.messages.append(bytes(data[PREFIX_SIZE:]))
+        else:
+            status = self._read(data)
+            if status is not None:
+                return status
         if ends:
             return self.on_end()
-        if reader.missing:
-            self.link.connection.expect(self.stream_id, reader.missing)
-        self._uncredited += len(data)
-        if messages and self._news is not None:
+        self._uncredited += size
+        if self._news is not None:
             self._news.notify_all()
         if len(self.messages) > 1 and self.handler is not None and not self.handler.request_streaming:
             return Status(StatusCode.INTERNAL, "several messages in a unary request")
         return None
 
+    def _is_one_message(self, data: bytes | memoryview, size: int) -> bool:
+        """Whether this is one message, whole, uncompressed, and not too large."""
+        flag, length = PREFIX.unpack_from(data)
+        return length + PREFIX_SIZE == size and not flag and (self._max_receive is None or length <= self._max_receive)
+
+    def _read(self, data: bytes | memoryview) -> Status | None:
+        """Take a piece that is not just one message."""
+        reader = self.reader
+        if reader is None:
+            reader = self.reader = MessageReader(self._max_receive)
+            reader.encoding = self.request.encoding
+        try:
+            self.messages += reader.feed(data)
+        except MessageError as error:
+            return error.status
+        if reader.missing:
+            self.link.connection.expect(self.stream_id, reader.missing)
+        else:
+            # The next message may come in one piece again.
+            self.reader = reader if reader.inside else None
+        return None
+
     def on_end(self) -> Status | None:
         """The client has sent its last message."""
         self.request_ended = True
-        self.tell()
-        if self.reader.inside:
+        if self._news is not None:
+            self._news.notify_all()
+        if self.reader is not None and self.reader.inside:
             return Status(StatusCode.INTERNAL, "the request ends in the middle of a message")
         return None
 
@@ -209,7 +219,7 @@ class ServerCall:
             size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
             self._uncredited -= size
             link.connection.consumed(self.stream_id, size)
-        if link.connection.has_data_to_send:
+        if link.connection.due:
             link.flush_or_delegate()
         return message
 
@@ -247,17 +257,16 @@ class Context:
     Codes may be given as members of `status.StatusCode` or of `grpc.StatusCode`.
     """
 
-    __slots__ = ("_call", "_code", "_compression", "_details", "_initial", "_trailing", "aborted", "gzip")
+    _code: StatusCode | None = None
+    _details = ""
+    _initial: Metadata = ()
+    _trailing: Metadata = ()
+    aborted = False
+    gzip = False
+    """Whether messages are to be compressed."""
 
     def __init__(self, call: ServerCall) -> None:
         self._call = call
-        self._code: StatusCode | None = None
-        self._details = ""
-        self._initial: Metadata = ()
-        self._trailing: Metadata = ()
-        self.aborted = False
-        self.gzip = False
-        """Whether messages are to be compressed."""
 
     # About the call
 
@@ -347,9 +356,11 @@ class Context:
 
     def status(self) -> Status:
         """What the handler has decided on."""
+        if self._code is None and not self._details and not self._trailing:
+            return PLAIN_OK
         code = StatusCode.OK if self._code is None else self._code
         if code is StatusCode.OK and not self._details and not self._trailing:
-            return _PLAIN_OK
+            return PLAIN_OK
         return Status(code, self._details, self._trailing)
 
     def status_for(self, code: StatusCode, details: str) -> Status:
@@ -362,9 +373,6 @@ class Context:
             return RESPONSE_HEAD
         encoding = literal(b"grpc-encoding", (GZIP if self.gzip else IDENTITY).encode())
         return RESPONSE_HEAD + encoding + encode_metadata(self._initial)
-
-
-_PLAIN_OK = Status(StatusCode.OK, "")
 
 
 def _checked(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:

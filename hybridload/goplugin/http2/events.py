@@ -41,7 +41,7 @@ class StreamEnded(NamedTuple):
 
 
 class WindowOpened(NamedTuple):
-    """More may be sent: on one stream, or on any where `stream_id` is 0."""
+    """More may be sent where nothing could be: on one stream, or on any where `stream_id` is 0."""
 
     stream_id: int
 

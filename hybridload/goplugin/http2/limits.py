@@ -59,8 +59,7 @@ class Budget:
 
     def earn(self, count: int) -> None:
         """Put `count` back."""
-        if self._left < self._size:
-            self._left += count
+        self._left = min(self._size, self._left + count)
 
     def _refill(self) -> None:
         now = self._clock()

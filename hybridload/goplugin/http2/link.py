@@ -52,7 +52,7 @@ class Link:
                 if due:
                     self.stream.send_all(due)
             # What somebody added without waiting for us is ours to send too.
-            if not connection.has_data_to_send:
+            if not connection.due:
                 return
 
     def flush_without_waiting(self) -> bool:
@@ -61,7 +61,7 @@ class Link:
         :raises StreamError: the stream is broken or closed.
         """
         connection = self.connection
-        while connection.has_data_to_send:
+        while connection.due:
             if not self._sending.acquire(blocking=False):
                 return True  # who is sending looks again before leaving
             try:
@@ -83,9 +83,10 @@ class Link:
         :raises TimeoutError: nothing came in time.
         :raises StreamError: the stream is broken or closed.
         """
-        data = self.stream.receive(self._chunk, timeout)
-        if len(data) == self._chunk:
-            self._chunk = min(self._chunk * 2, _LARGEST_CHUNK)
-        elif len(data) * 8 < self._chunk:
+        chunk = self._chunk
+        data = self.stream.receive(chunk, timeout)
+        if len(data) == chunk:
+            self._chunk = min(chunk * 2, _LARGEST_CHUNK)
+        elif chunk != _CHUNK and len(data) * 8 < chunk:
             self._chunk = _CHUNK
         return data

@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, Any, Final
 from hybridload.goplugin.streams.base import Stream, StreamError
 
 from .connection import Connection, Role, StreamClosed
-from .context import TRAILERS_OK, Abort, Request, Requests, RequestsEnded, ServerCall, read_request, trailers_block
+from .context import (
+    PLAIN_OK,
+    TRAILERS_OK,
+    Abort,
+    Request,
+    Requests,
+    RequestsEnded,
+    ServerCall,
+    read_request,
+    trailers_block,
+)
 from .events import (
     ConnectionFailed,
     DataReceived,
@@ -53,6 +63,9 @@ logger = logging.getLogger(__name__)
 _JOINED_MESSAGE: Final = 16384
 _SEND_PIECE: Final = 1 << 20
 _KNOWN_REQUESTS: Final = 64
+_HARDLY_SLOW: Final = 0.02
+"""Seconds. A method that was overtaken and returned within them is not remembered: that was the machine's fault."""
+
 _SLOW_FOR: Final = 16
 """How many times in a row a slow method must have been quick before a leader runs it again."""
 
@@ -154,7 +167,7 @@ class ServerLink(Link):
         self._leading = call
         self._running += 1
         self.served += 1
-        self.busy_since = time.monotonic()
+        began = self.busy_since = time.monotonic()
         if server.watchdog.resting:
             server.watchdog.wake()
         try:
@@ -166,6 +179,8 @@ class ServerLink(Link):
                 if leads:
                     self.busy_since = 0.0
                     self._leading = None
+        if not leads and time.monotonic() - began < _HARDLY_SLOW:
+            server.slow.pop(call.request.path, None)
         return leads
 
     def _run_elsewhere(self, call: ServerCall) -> None:
@@ -202,7 +217,7 @@ class ServerLink(Link):
 
     def _send_owed(self) -> None:
         try:
-            if self.connection.has_data_to_send:
+            if self.connection.due:
                 self.flush_or_delegate()
         except StreamError:
             return
@@ -210,7 +225,7 @@ class ServerLink(Link):
     def _read(self) -> bool:
         """Read once. False at the end of the connection."""
         try:
-            if self.connection.has_data_to_send:
+            if self.connection.due:
                 self.flush_or_delegate()
             data = self.receive()
         except StreamError as error:
@@ -406,26 +421,33 @@ class ServerLink(Link):
     def _answer(self, call: ServerCall, message: bytes | None) -> None:
         """The only response, if any, and the status."""
         if message is not None and len(message) <= _JOINED_MESSAGE and self._answer_at_once(call, message):
-            self._flush_or_end()
             return
         if message is None or self.send_message(call, message):
             self.finish(call, call.context.status())
 
     def _answer_at_once(self, call: ServerCall, message: bytes) -> bool:
-        """All of a small answer, if the window has room."""
+        """All of a small answer in one step. False when that cannot be done, which is no loss."""
         connection = self.connection
         context = call.context
-        with self.lock:
-            if self._is_gone(call):
-                return True
-            if connection.window(call.stream_id) < len(message) + 5:
-                return False
-            if not call.initial_sent:
-                call.initial_sent = True
-                connection.send_headers(call.stream_id, context.response_head())
-            connection.send_data(call.stream_id, PREFIX.pack(context.gzip, len(message)) + message)
-            self._finish(call, context.status())
-            return True
+        if call.initial_sent or context.status() is not PLAIN_OK:
+            return False
+        head = context.response_head()
+        body = PREFIX.pack(context.gzip, len(message)) + message
+        try:
+            with self._sending:
+                with self.lock:
+                    if self._is_gone(call):
+                        return True
+                    if not connection.answer(call.stream_id, head, body, TRAILERS_OK):
+                        return False
+                    self._end(call)
+                    due = connection.data_to_send()
+                self.stream.send(due[0] if len(due) == 1 else b"".join(due))
+            if connection.due:
+                self.flush()  # what somebody left to us while we were sending
+        except StreamError as error:
+            self._broken(error)
+        return True
 
     def _is_gone(self, call: ServerCall) -> bool:
         """Whether nothing can be sent any more."""
@@ -492,10 +514,8 @@ class ServerLink(Link):
 
     def _finish(self, call: ServerCall, status: Status) -> None:
         """As `finish`, with `lock` held, and without sending."""
-        if status.code is StatusCode.OK and not status.details and not status.trailing_metadata:
-            block = TRAILERS_OK
-        else:
-            block = trailers_block(status, self.connection.peer_max_headers)
+        limit = self.connection.peer_max_headers
+        block = TRAILERS_OK if status is PLAIN_OK else trailers_block(status, limit)
         self._last_words(call, block if call.initial_sent else call.context.response_head() + block)
 
     def _last_words(self, call: ServerCall, block: bytes) -> None:
@@ -544,13 +564,17 @@ class ServerLink(Link):
         try:
             self.flush()
         except StreamError as error:
-            logger.debug("%s: %s", self.stream.peer, error)
-            self.stream.close()
+            self._broken(error)
+
+    def _broken(self, error: StreamError) -> None:
+        """Nothing more can be written: whoever reads will find the stream closed, and end the calls."""
+        logger.debug("%s: %s", self.stream.peer, error)
+        self.stream.close()
 
     def flush_or_delegate(self) -> None:
         """Write if that cannot block; otherwise let a worker do it."""
         try:
-            if self.connection.has_data_to_send and not self.flush_without_waiting():
+            if self.connection.due and not self.flush_without_waiting():
                 self._server.workers.submit(self._flush_or_end)
         except StreamError:
             self.stream.close()

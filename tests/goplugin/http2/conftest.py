@@ -34,6 +34,7 @@ class Handler:
 class Service:
     """Handlers by the last part of the path, and what they have seen."""
 
+    hanging: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     events: dict[str, threading.Event] = field(default_factory=dict)
     seen: list[Any] = field(default_factory=list)
     handlers: dict[str, Handler] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Service:
         over = threading.Event()
         context.add_callback(over.set)
         self.event("hanging").set()
+        self.hanging.release()
         self.seen.append(over.wait(20))
         self.event("hung").set()
         return b""

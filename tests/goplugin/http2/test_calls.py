@@ -133,23 +133,24 @@ def test_metadata_that_cannot_travel_is_refused(channel: Any) -> None:
 
 
 def test_the_deadline_reaches_the_server(channel: Any) -> None:
-    assert 20 < float(channel.unary_unary("/t.T/Remaining")(b"", timeout=30)) <= 30
+    assert 20 < float(channel.unary_unary("/t.T/Remaining")(b"", timeout=30)) < 30.1  # grpcio rounds up
 
 
 def test_a_call_without_a_deadline_has_none(channel: Any) -> None:
-    assert channel.unary_unary("/t.T/Remaining")(b"") in (b"None", b"9.223372035059297e+18")  # grpcio's None
+    remaining = channel.unary_unary("/t.T/Remaining")(b"")
+    assert remaining == b"None" or float(remaining) > 1e18  # what grpcio says for None
 
 
 @pytest.mark.parametrize("how", ["call", "future", "stream"])
 def test_a_deadline_ends_a_call_at_both_ends(channel: Any, service: Any, how: str) -> None:
+    make = {
+        "call": lambda: channel.unary_unary("/t.T/Hang")(b"", timeout=0.2),
+        "future": lambda: channel.unary_unary("/t.T/Hang").future(b"", timeout=0.2).result(),
+        "stream": lambda: list(channel.unary_stream("/t.T/HangStream")(b"", timeout=0.2)),
+    }[how]
     began = time.monotonic()
     with pytest.raises(grpc.RpcError) as caught:
-        if how == "call":
-            channel.unary_unary("/t.T/Hang")(b"", timeout=0.2)
-        elif how == "future":
-            channel.unary_unary("/t.T/Hang").future(b"", timeout=0.2).result()
-        else:
-            list(channel.unary_stream("/t.T/HangStream")(b"", timeout=0.2))
+        make()
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert 0.15 < time.monotonic() - began < 5
     assert service.event("hung").wait(5)

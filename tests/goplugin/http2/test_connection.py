@@ -123,7 +123,7 @@ class TwoEnds(RuleBasedStateMachine):
     @precondition(lambda self: self.streams)
     @rule(data=st.data(), size=st.sampled_from([0, 1, 100, 16384, 16385, 70000]), ends=st.booleans())
     def send_data(self, data: st.DataObject, size: int, ends: bool) -> None:
-        role, stream_id = data.draw(st.sampled_from([key for key in self.sent] or [(Role.CLIENT, self.streams[0])]))
+        role, stream_id = data.draw(st.sampled_from(list(self.sent) or [(Role.CLIENT, self.streams[0])]))
         end = self.ends[role]
         if not end.is_sending(stream_id):
             with pytest.raises(StreamClosed):
@@ -220,7 +220,6 @@ def test_the_same_bytes_mean_the_same_however_they_are_cut(data: st.DataObject) 
     assert [event.stream_id for event in events if getattr(event, "end_stream", False)] == [1, 3]
     assert PingAnswered(b"abcdefgh") in events
     assert any(isinstance(event, StreamEnded) and event.stream_id == 5 for event in events)
-    assert WindowOpened(1) in events
 
 
 @settings(max_examples=300, deadline=None)

@@ -68,7 +68,9 @@ def test_an_error_from_go(go_server: Any) -> None:
 def test_streams_with_go(go_server: Any) -> None:
     channel = go_server[0]
     assert list(channel.unary_stream("/t.T/Count")(b"5000")) == [b"%d" % number for number in range(5000)]
-    assert channel.stream_unary("/t.T/Join")(b"%d" % n for n in range(2000)) == b"+".join(b"%d" % n for n in range(2000))
+    assert channel.stream_unary("/t.T/Join")(b"%d" % n for n in range(2000)) == b"+".join(
+        b"%d" % n for n in range(2000)
+    )
     requests: queue.Queue[bytes | None] = queue.Queue()
     responses = channel.stream_stream("/t.T/Chat")(iter(requests.get, None))
     for number in range(100):
@@ -92,7 +94,6 @@ def test_a_deadline_and_a_cancellation_reach_go(go_server: Any) -> None:
 # h2spec
 
 
-
 @pytest.fixture(scope="session")
 def h2spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The h2spec program, built once into the user's cache."""
@@ -114,7 +115,7 @@ def h2spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.go
 def test_h2spec_passes(service: Any, h2spec: Path, tmp_path: Path) -> None:
-    """With frames of the default size: one case takes a HEADERS frame of more than 16 KiB for too large whatever was agreed on."""
+    """With frames of the default size: one case takes more than 16 KiB for too large whatever was agreed on."""
     server = Server((service,), limits=Limits(max_frame=16384))
     listener = listen_tcp()
     server.add_listener(listener)
