@@ -39,7 +39,7 @@ def build_implementation(found: object, service: Service, options: Mapping[str, 
         if options:
             raise ConfigError(
                 f"Plugin {plugin!r} is {_described(found)}, which is used as it is, so its options "
-                f"({', '.join(options)}) would have no effect: remove them, or make the entry point a class or factory.",
+                f"({', '.join(options)}) would have no effect: remove them, or name a class or factory.",
                 plugin=plugin,
             )
         built = found

@@ -22,14 +22,15 @@ def compile_protocol() -> bytes:
     """
     from grpc_tools import protoc
 
+    root = ROOT / "proto"
     sources = sorted(
-        str(path.relative_to(ROOT / "proto")) for folder in ("plugin", "grpc") for path in (ROOT / "proto" / folder).glob("*.proto")
+        str(path.relative_to(root)) for each in ("plugin", "grpc") for path in (root / each).glob("*.proto")
     )
     well_known = str(resources.files("grpc_tools") / "_proto")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "protocol.binpb"
-        arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}", "--include_imports", f"--descriptor_set_out={out}"]
-        if protoc.main([*arguments, *sources]) != 0:
+        options = [f"-I{root}", f"-I{well_known}", "--include_imports", f"--descriptor_set_out={out}"]
+        if protoc.main(["protoc", *options, *sources]) != 0:
             raise RuntimeError("protoc failed")
         return out.read_bytes()
 

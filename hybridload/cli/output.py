@@ -2,7 +2,7 @@
 
 A plugin that runs in-process, or a module that is imported on the way, may print whatever it likes, from C code as
 well. So that what reads a command's output gets the results and nothing else, descriptor 1 leads to standard error
-while the command runs, and results are written to what it was before.
+while the command runs, `sys.stdout` is `sys.stderr`, and results are written to what descriptor 1 was before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import TracebackType
 
 from rich.console import Console
@@ -30,15 +30,18 @@ class Results:
             self._descriptor = os.dup(1)
         except OSError as error:
             raise ReaderGone(f"there is no standard output ({error})") from error
+        self._redirection = redirect_stdout(sys.stderr)
 
     def __enter__(self) -> Results:
         self._flush_foreign()
         os.dup2(2, 1)
+        self._redirection.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._redirection.__exit__(kind, error, traceback)
         self._flush_foreign()
         os.dup2(self._descriptor, 1)
         os.close(self._descriptor)

@@ -177,14 +177,14 @@ class _LateTransport:
         return self._below
 
     def _accept(self, listener: Listener) -> None:
-        from hybridload.goplugin.streams.mux import server_session
+        from hybridload.goplugin.streams.mux import Mux
 
         try:
             stream = listener.accept(FIRST_CONNECTION)
         except (StreamError, TimeoutError) as error:
             log.debug("the host did not connect in time: %s", error)
         else:
-            self._below = MultiplexedTransport(server_session(stream), self._tls, name="plugin", main=self.main.put)
+            self._below = MultiplexedTransport(Mux(stream, client=False), self._tls, name="plugin", main=self.main.put)
         finally:
             listener.close()
             self._connected.set()

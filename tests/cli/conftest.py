@@ -1,10 +1,11 @@
 """A shop: an SDK with every kind of value, and plugins that have it, installed into a folder of each test."""
 
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,8 @@ def install(shop: Path) -> Callable[..., None]:
 @pytest.fixture
 def environment(shop: Path) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HYBRIDLOAD_ISOLATION")}
-    return {**clean, "PYTHONPATH": str(shop)}
+    path = os.pathsep.join(each for each in (str(shop), os.environ.get("PYTHONPATH")) if each)
+    return {**clean, "PYTHONPATH": path}
 
 
 @pytest.fixture
@@ -221,3 +223,53 @@ def hybridload(shop: Path, install: Callable[..., None], environment: dict[str, 
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def hybridload_here(
+    shop: Path,
+    install: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Run:
+    """The same without a process for the command line itself, for what there are many cases of."""
+    from hybridload.cli.app import run
+
+    monkeypatch.chdir(shop)
+    monkeypatch.syspath_prepend(str(shop))
+    for module in ("shop_sdk", "shop_plugin"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    def here(*arguments: str, stdin: str = "") -> Outcome:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = run(list(arguments))
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return here
+
+
+@pytest.fixture
+def start(shop: Path, install: Callable[..., None], environment: dict[str, str]) -> Iterator[Callable[..., Any]]:
+    """Starts a command line and leaves it running, with pipes of bytes."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*arguments: str | Path) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hybridload", *map(str, arguments)],
+            cwd=shop,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()

@@ -222,6 +222,11 @@ class Session:
         return bool(self._out)
 
     @property
+    def queued(self) -> int:
+        """Bytes of control frames that are to be sent."""
+        return self._queued
+
+    @property
     def can_open(self) -> bool:
         """Whether `open` would succeed, as far as the backlog is concerned."""
         return len(self._unacknowledged) < self._config.backlog
@@ -255,19 +260,21 @@ class Session:
             stream.acknowledged = True
             self._update_window(stream, ACK)
 
-    def send_window(self, stream_id: int) -> int:
-        """How many bytes may be sent now.
-
-        :raises StreamClosed: our half is closed, or the stream is over.
-        """
-        return self._sendable(stream_id).send_window
+    def can_send(self, stream_id: int, size: int = 1) -> bool:
+        """Whether the window has room for so many bytes, or sending would raise at once."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.send_window >= size or stream.half not in _FIN_SENT
 
     def send(self, stream_id: int, data: Buffer) -> int:
         """Queue as much of `data` as the window allows, without copying it. Returns the number of bytes, maybe 0.
 
         :raises StreamClosed: our half is closed, or the stream is over.
         """
-        stream = self._sendable(stream_id)
+        stream = self._streams.get(stream_id)
+        if self.failure is not None:
+            raise StreamClosed(self.failure.message)
+        if stream is None or stream.half not in _FIN_SENT:
+            raise StreamClosed(f"the sending half of stream {stream_id} is closed")
         size = min(len(data), stream.send_window)
         if size:
             stream.send_window -= size
@@ -466,14 +473,6 @@ class Session:
         events.append(self.failure)
 
     # What both directions use
-
-    def _sendable(self, stream_id: int) -> _Stream:
-        stream = self._streams.get(stream_id)
-        if self.failure is not None:
-            raise StreamClosed(self.failure.message)
-        if stream is None or stream.half not in _FIN_SENT:
-            raise StreamClosed(f"the sending half of stream {stream_id} is closed")
-        return stream
 
     def _update_window(self, stream: _Stream, flags: int) -> None:
         """Give the peer all the room that there is, with flags if any."""
