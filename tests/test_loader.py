@@ -219,7 +219,7 @@ def test_an_object_that_does_not_fit_the_interface_is_refused(
 def test_a_plugin_that_cannot_be_built_is_named_with_its_own_error(install: Any, open_loader: Any) -> None:
     install(hello="fixture_plugins:Failing")
     loader = open_loader()
-    with pytest.raises(NoUsableIsolation, match="in-process: PluginError.*RuntimeError: no database") as caught:
+    with pytest.raises(NoUsableIsolation, match=r"in-process: PluginError.*RuntimeError: no database") as caught:
         loader.load("hello")
     assert isinstance(caught.value.attempts[0].error.__cause__, RuntimeError)
     assert loader.status("hello").state == "failed"

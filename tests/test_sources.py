@@ -77,14 +77,16 @@ HELLO = "class Hello:\n    def greet(self):\n        return 'hello'\n"
 
 class TestEntryPoints:
     def test_are_listed_and_described_without_being_imported(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello\nbroken = no_such_module", hello_plugin=HELLO)
+        install(
+            "tests-hello-plugin", "hello = tests_hello_plugin:Hello\nbroken = no_such_module", tests_hello_plugin=HELLO
+        )
         found = sources()
         assert found.names() == ["broken", "hello"]
         hello = found.describe("hello")
-        assert hello.origin == "entry point hello = hello_plugin:Hello (hello-plugin 1.0)"
+        assert hello.origin == "entry point hello = tests_hello_plugin:Hello (tests-hello-plugin 1.0)"
         assert hello.chain == ("in-process",)
         assert found.resolve("broken").chain == ("in-process",)
-        assert "hello_plugin" not in sys.modules
+        assert "tests_hello_plugin" not in sys.modules
         assert found.error("broken") is None
 
     def test_are_imported_one_at_a_time(self, install: Install, sources: Open) -> None:
@@ -94,11 +96,11 @@ class TestEntryPoints:
         assert "mod_two" not in sys.modules
 
     def test_are_not_looked_up_without_a_group(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello")
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello")
         assert sources(group=None).names() == []
 
     def test_are_looked_up_in_the_group_of_the_configuration(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello")
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello")
         assert sources(f'[host]\ngroup = "{GROUP}"', group=None).names() == ["hello"]
         assert sources('[host]\ngroup = "other"', group=GROUP).names() == ["hello"]
 
@@ -156,7 +158,7 @@ class TestABrokenNeighbour:
         self, install: Install, sources: Open, target: str, source: str, said: str
     ) -> None:
         install("bad-plugin", f"bad = {target}", broken=source)
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         found = sources()
         bad = found.resolve("bad")
         with pytest.raises(PluginError) as caught:
@@ -211,7 +213,7 @@ class TestABrokenNeighbour:
     def test_with_broken_metadata_costs_only_itself(self, install: Install, sources: Open, content: bytes) -> None:
         bad = install("bad-plugin")
         next(bad.glob("*.dist-info/entry_points.txt")).write_bytes(content)
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         found = sources()
         assert "hello" in found.names()
         assert found.load_object(found.resolve("hello")).__name__ == "Hello"  # type: ignore[attr-defined]
@@ -222,11 +224,11 @@ class TestABrokenNeighbour:
             assert any("bad-plugin 1.0 has broken metadata" in problem for problem in found.problems())
 
     def test_without_its_metadata_file_still_works(self, install: Install, sources: Open) -> None:
-        site = install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        site = install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         next(site.glob("*.dist-info/METADATA")).unlink()
         found = sources()
         assert found.names() == ["hello"]
-        assert "entry point hello = hello_plugin:Hello (" in found.describe("hello").origin
+        assert "entry point hello = tests_hello_plugin:Hello (" in found.describe("hello").origin
         assert found.load_object(found.resolve("hello"))
 
 
@@ -273,7 +275,7 @@ class TestAnEntryPointThatNamesAProgram:
 
 class TestAPythonObject:
     def test_is_no_source_for_external(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         hello = sources().resolve("hello")
         assert hello.decide() == ("in-process",)
         assert hello.serves("in-process")
@@ -282,14 +284,14 @@ class TestAPythonObject:
         assert hello.external is None
 
     def test_is_not_imported_for_a_subprocess(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         hello = sources(HYBRIDLOAD_ISOLATION_HELLO="subprocess").resolve("hello")
         assert hello.decide() == ("subprocess",)
         assert hello.serves("subprocess")
-        assert "hello_plugin" not in sys.modules
+        assert "tests_hello_plugin" not in sys.modules
 
     def test_has_no_checksum(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         found = sources(f"[plugins.hello]\nsha256 = '{'0' * 64}'")
         with pytest.raises(ConfigError, match=r"plugins\.hello\.sha256: a checksum holds for a program"):
             found.load_object(found.resolve("hello"))
@@ -324,44 +326,44 @@ class TestTheConfiguration:
         assert not gopher.serves("subprocess")
 
     def test_with_both_a_command_and_an_entry_point_falls_back(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         hello = sources("[plugins.hello]\ncommand = './hello'").resolve("hello")
         assert hello.chain == ("external", "in-process")
         assert hello.conflicts == ()
         assert hello.serves("in-process")
-        assert "; entry point hello = hello_plugin:Hello (hello-plugin 1.0)" in hello.origin
+        assert "; entry point hello = tests_hello_plugin:Hello (tests-hello-plugin 1.0)" in hello.origin
 
     def test_may_give_an_entry_point_another_name(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello\nmine = other:X", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello\nmine = other:X", tests_hello_plugin=HELLO)
         found = sources("[plugins.mine]\nentry_point = 'hello'")
         mine = found.resolve("mine")
         assert found.load_object(mine).__name__ == "Hello"  # type: ignore[attr-defined]
         assert [candidate.source for candidate in found.candidates("mine")] == ["config", "entry-point"]
-        assert mine.conflicts[0].startswith("entry point mine = other:X (hello-plugin 1.0) is not used, because ")
+        assert mine.conflicts[0].startswith("entry point mine = other:X (tests-hello-plugin 1.0) is not used, because ")
         assert found.names() == ["hello", "mine"]
 
     def test_may_point_to_a_module_and_attribute(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "", hello_plugin=HELLO)
-        found = sources("[plugins.mine]\nentry_point = 'hello_plugin:Hello.greet'", group=None)
+        install("tests-hello-plugin", "", tests_hello_plugin=HELLO)
+        found = sources("[plugins.mine]\nentry_point = 'tests_hello_plugin:Hello.greet'", group=None)
         assert found.load_object(found.resolve("mine")).__name__ == "greet"  # type: ignore[attr-defined]
 
-    @pytest.mark.parametrize("target", ["no_such_module:X", "hello_plugin:Missing", "no_such.module:X"])
+    @pytest.mark.parametrize("target", ["no_such_module:X", "tests_hello_plugin:Missing", "no_such.module:X"])
     def test_may_not_point_to_nothing(self, install: Install, sources: Open, tmp_path: Path, target: str) -> None:
-        install("hello-plugin", "", hello_plugin=HELLO)
+        install("tests-hello-plugin", "", tests_hello_plugin=HELLO)
         found = sources(f"[plugins.mine]\nentry_point = '{target}'")
         with pytest.raises(ConfigError) as caught:
             found.load_object(found.resolve("mine"))
         assert f"plugins.mine.entry_point = {target} points to what is not there" in str(caught.value)
 
     def test_may_point_to_a_module_that_fails(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "", failing="import no_such_dependency")
+        install("tests-hello-plugin", "", failing="import no_such_dependency")
         found = sources("[plugins.mine]\nentry_point = 'failing:X'")
         with pytest.raises(PluginError, match=r"Install what provides no_such_dependency\.") as caught:
             found.load_object(found.resolve("mine"))
         assert not isinstance(caught.value, ConfigError)
 
     def test_may_name_an_entry_point_that_nobody_installed(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello")
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello")
         found = sources("[plugins.mine]\nentry_point = 'helo'")
         assert found.names() == ["hello", "mine"]
         assert found.describe("mine").origin == ""
@@ -379,7 +381,7 @@ class TestTheConfiguration:
         assert "no group is given" in str(caught.value)
 
     def test_may_disable_a_plugin(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello")
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello")
         found = sources("[plugins.hello]\nenabled = false")
         assert found.names() == ["hello"]
         assert not found.describe("hello").settings.enabled
@@ -406,7 +408,7 @@ class TestTheConfiguration:
             found.resolve("hello")
 
     def test_is_overridden_by_the_environment(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "a-b = m:X\na.b = m:X\nc = m:X")
+        install("tests-hello-plugin", "a-b = m:X\na.b = m:X\nc = m:X")
         found = sources(HYBRIDLOAD_ISOLATION_A_B="external", HYBRIDLOAD_ISOLATION_C="subprocess")
         assert found.resolve("c").chain == ("subprocess",)
         with pytest.raises(ConfigError, match=r"could mean plugin 'a-b' or plugin 'a\.b'"):
@@ -463,7 +465,7 @@ class TestFolders:
         assert len(go.shadowed) == 1
 
     def test_share_a_name_with_an_entry_point(self, install: Install, sources: Open, tmp_path: Path) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         program(tmp_path / "one" / "greeter-hello")
         hello = sources(self.CONFIG).resolve("hello")
         assert hello.chain == ("external", "in-process")
@@ -496,7 +498,7 @@ class TestANameThatIsUnknown:
     def test_gets_the_nearest_all_names_and_the_places_searched(
         self, install: Install, sources: Open, tmp_path: Path
     ) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello")
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello")
         found = sources("[host]\npath = 'one'\npattern = 'g-*'\n[plugins.gopher]\ncommand = 'x'")
         with pytest.raises(PluginNotFound) as caught:
             found.resolve("gofer")
@@ -520,7 +522,7 @@ class TestANameThatIsUnknown:
 
 class TestStevedore:
     def test_gets_extensions(self, install: Install, sources: Open) -> None:
-        install("hello-plugin", "hello = hello_plugin:Hello", hello_plugin=HELLO)
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello", tests_hello_plugin=HELLO)
         found = sources("[plugins.gopher]\ncommand = '/bin/gopher'")
         hello, gopher = found.resolve("hello"), found.resolve("gopher")
         unloaded = found.extension(hello, None)
@@ -532,8 +534,8 @@ class TestStevedore:
         assert manager.names() == ["hello", "gopher"]
         assert manager["hello"].plugin is loaded
         assert manager["hello"].obj is handle
-        assert manager["hello"].entry_point_target == "hello_plugin:Hello"
-        assert manager["hello"].module_name == "hello_plugin"
+        assert manager["hello"].entry_point_target == "tests_hello_plugin:Hello"
+        assert manager["hello"].module_name == "tests_hello_plugin"
         program: object = manager["gopher"].plugin
         assert program == External("/bin/gopher")
         assert manager["gopher"].entry_point_target == "hybridload.external:External"

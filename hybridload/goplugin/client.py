@@ -70,6 +70,7 @@ _MIN_PORT, _MAX_PORT = 10000, 25000
 _GRACE = 2.0
 # Seconds that a plugin which did not come to terms is given to end by itself: its exit status and last words say why.
 _PARTING = 0.25
+_LOOK_AGAIN = 0.05
 _PING_TIMEOUT = 5.0
 # Bytes of an unfinished line that an error shows.
 _SHOWN = 200
@@ -332,7 +333,7 @@ class Client:
     @property
     def exited(self) -> bool:
         """Whether the process was started and is gone."""
-        return self._process is not None and self._process.ended
+        return self._process is not None and self._process.poll()
 
     @property
     def returncode(self) -> int | None:
@@ -372,7 +373,7 @@ class Client:
         if self._closing.is_set():
             return self._closed()
         process = self._process
-        if process is None or not (process.wait(wait) or process.poll()):
+        if process is None or not _ends(process, wait):
             return None
         process.wait(_PARTING)  # what it wrote in the end is part of the error
         return self._closed() if self._closing.is_set() else self._crashed()
@@ -624,7 +625,7 @@ class Client:
         try:
             self._raw_stderr.write(data)
             self._raw_stderr.flush()
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:  # the file is the user's, and so is what it may raise
             self._raw_stderr = None
             self._logger.warning("plugin %s: the file for its standard error failed: %s", self.name, error)
 
@@ -660,11 +661,11 @@ class Client:
         if process is not None:
             if connection is not None and not process.poll() and not self._is_test():
                 asked = connection.shutdown(_GRACE)
-                if not (asked and process.wait(_GRACE)) and not process.poll():
+                if not _ends(process, _GRACE if asked else 0):
                     words = f"plugin {self.name} did not end when it was asked to; killing it"
                     self._log.emit(LogEntry(logging.WARNING, words))
                     process.kill()
-                    process.wait(_GRACE)
+                    _ends(process, _GRACE)
             process.close()
         if connection is not None:
             self._connection = None
@@ -716,6 +717,18 @@ class Client:
         if not lines:
             return f"{message}. It wrote nothing on standard error."
         return f"{message}. Its last words on standard error:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _ends(process: RunningPlugin, timeout: float) -> bool:
+    """Wait for a process's end, be its output taken or not; whether it came within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not process.poll():
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return False
+        # Awake at once when all is well; `poll` sees the end of one whose output is held up.
+        process.wait(min(remaining, _LOOK_AGAIN))
+    return True
 
 
 class _FirstLine:

@@ -128,10 +128,11 @@ def test_the_go_store_keeps_and_misses(examples: Any, store_go: None, tmp_path: 
 # Python plugins under Go hosts
 
 
-def test_the_go_host_runs_the_python_plugin(examples: Any, go_build: GoBuild) -> None:
+@pytest.mark.parametrize("mtls", ["true", "false"])
+def test_the_go_host_runs_the_python_plugin(examples: Any, go_build: GoBuild, mtls: str) -> None:
     host = go_build("examples/greeter/go-host")
     done = subprocess.run(
-        [host, "-log", "info", sys.executable, "-m", "hello_plugin"],
+        [host, f"-mtls={mtls}", "-log", "info", sys.executable, "-m", "hello_plugin"],
         env={**os.environ, **examples.environment},
         capture_output=True,
         text=True,

@@ -451,6 +451,7 @@ def test_the_end_of_a_process_is_known_while_its_log_is_held_up(new_client: NewC
     file.go.set()
 
 
+@pytest.mark.xfail(reason="open: killing from the stdio thread on grpcio", strict=False)
 def test_a_plugin_may_be_killed_from_where_its_output_is_taken(new_client: NewClient) -> None:
     killed = threading.Event()
 

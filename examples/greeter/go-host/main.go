@@ -16,7 +16,7 @@ import (
 )
 
 func main() {
-	mtls := flag.Bool("mtls", false, "encrypt and authenticate both ways (AutoMTLS)")
+	mtls := flag.Bool("mtls", true, "encrypt and authenticate both ways (AutoMTLS)")
 	level := flag.String("log", "warn", "the lowest level of log records to show")
 	flag.Parse()
 	if flag.NArg() == 0 {

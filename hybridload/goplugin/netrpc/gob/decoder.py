@@ -13,14 +13,14 @@ What happens on an error: after `GobMismatch` the value is passed over and the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Final, TypeVar
 
 from hybridload.goplugin.netrpc.gob import wire
 from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobMismatch, Misfit
 from hybridload.goplugin.netrpc.gob.frames import Frames
 from hybridload.goplugin.netrpc.gob.names import Registry
-from hybridload.goplugin.netrpc.gob.readers import Readers
+from hybridload.goplugin.netrpc.gob.readers import Read, Readers
 from hybridload.goplugin.netrpc.gob.scan import Scan
 from hybridload.goplugin.netrpc.gob.types import ANYTHING, GoType
 from hybridload.goplugin.netrpc.gob.wire import (
@@ -32,6 +32,8 @@ from hybridload.goplugin.netrpc.gob.wire import (
     read_int,
     read_uint,
 )
+
+T = TypeVar("T")
 
 
 class NeedData:
@@ -72,6 +74,10 @@ class Decoder:
         self._readers = Readers(self._types, registry or Registry(), self._limits, self._type_sequence, keep_names)
         self._definition_bytes = 0
         self._failure: GobCorrupt | None = None
+        # The last reader; mostly it serves again.
+        self._receiver: GoType | None = None
+        self._received = 0
+        self._read: Read
         # The value at hand: its messages so far, where in the first it begins, and what is done about it.
         self._cursor = Cursor()
         self._messages: list[bytes] = []
@@ -102,8 +108,13 @@ class Decoder:
             try:
                 if not self._prepare():
                     return NEED_DATA
-                value = self._readers.outermost(self._type_id, receiver)(self._cursor)
-                self._check_end()
+                if receiver is not self._receiver or self._type_id != self._received:
+                    self._read = self._readers.outermost(self._type_id, receiver)
+                    self._receiver, self._received = receiver, self._type_id
+                cursor = self._cursor
+                value = self._read(cursor)
+                if cursor.pos != len(cursor.data):
+                    self._check_end()
             except _MessageMissing:
                 self._begin_scan(skipping=False)
                 return NEED_DATA
@@ -113,8 +124,33 @@ class Decoder:
                 raise GobMismatch(f"The received value does not fit: {misfit}.") from misfit.__cause__
         except _BREAKS as error:
             raise self._broken(error) from None
-        self._finish()
+        self._messages.clear()
+        if self._defined:
+            self._defined.clear()
         return value
+
+    def take_known(self, known: MutableMapping[bytes, T]) -> T | None:
+        """What `known` has for the next message, taken from there, when the message is to the byte one of its keys.
+
+        A shortcut for a value that is expected as it is: the message has to be a value, which is then not read at all.
+        `None` when it is another message, or has not come; `next_value` is for what is next then.
+        """
+        if self._messages or self._failure is not None:
+            return None
+        try:
+            message = self._frames.next_message()
+        except GobCorrupt as error:
+            raise self._broken(error) from None
+        if message is None:
+            return None
+        found = known.pop(message, None)
+        if found is None:
+            self._frames.unread()
+        return found
+
+    def last_type(self) -> tuple[int, WireType]:
+        """The number on the wire and the type of the value that was last asked for."""
+        return self._type_id, self._types[self._type_id]
 
     def skip_value(self) -> bool:
         """Pass over the next value, whatever it is. False until more bytes are fed.
@@ -136,7 +172,7 @@ class Decoder:
         """Put the cursor on a value that can be tried: only its first message may be there, or all are."""
         if self._failure is not None:
             raise self._failure
-        if self._scan is not None and not self._continue_scan():
+        if self._messages and not self._resume():
             return False
         cursor = self._cursor
         while not self._messages:
@@ -154,6 +190,14 @@ class Decoder:
                 self._define(cursor, -type_id)
                 self._defined.clear()
                 self._check_end()
+        return True
+
+    def _resume(self) -> bool:
+        """Go on with a value that was begun. False when it needs more messages."""
+        if self._scan is not None:
+            return self._continue_scan()
+        self._forget_definitions()
+        self._rewind()
         return True
 
     def _rewind(self) -> None:

@@ -95,22 +95,26 @@ class Encoder:
         :param go_type: the declared type of the value.
         :raises GobError: when the value is not of that type, or cannot be sent; nothing of it was.
         """
-        body, needed = self._encoded(value, go_type)
-        return self._message(body, needed)
+        self._needed.clear()
+        body = self._encoded(value, go_type)
+        if not self._needed and len(body) < 128:
+            return _SMALL_COUNTS[len(body)] + body
+        return self._messages([body])
 
     def encode_all(self, *values: tuple[Any, GoType]) -> bytes:
         """Several values, each with its declared type, as one: all of them are sent or none.
 
         :raises GobError: when one of the values is not of its type, or cannot be sent.
         """
-        messages = [self._encoded(value, go_type) for value, go_type in values]
-        return b"".join([self._message(body, needed) for body, needed in messages])
+        self._needed.clear()
+        return self._messages([self._encoded(value, go_type) for value, go_type in values])
 
-    def _encoded(self, value: Any, go_type: GoType) -> tuple[bytearray, list[_Plan]]:
-        """A message without its count, and the plans of all types in it."""
+    def _encoded(self, value: Any, go_type: GoType) -> bytearray:
+        """A message without its count; what is to be defined before it is added to what is needed."""
         try:
             plan = self._plans.get(go_type) or self._plan(go_type)
-            self._needed = needed = [plan]
+            if not plan.sent:
+                self._needed.append(plan)
             body = bytearray(plan.start)
             plan.write(body, value)
         except Misfit as misfit:
@@ -119,29 +123,25 @@ class Encoder:
             raise GobError("The value nests too deeply to be sent: does it contain itself?") from None
         if len(body) > self._limits.message:
             raise GobError(f"A message of {len(body)} bytes is over the limit of {self._limits.message}.")
-        return body, needed
+        return body
 
-    def _message(self, body: bytearray, needed: list[_Plan]) -> bytes:
+    def _messages(self, bodies: list[bytearray]) -> bytes:
+        """The definitions that are needed and then the messages. From here on nothing fails."""
         out = bytearray()
-        for plan in needed:
-            if not plan.sent:
-                self._put_definitions(out, plan)
-        size = len(body)
-        if size < 128 and not out:
-            return _SMALL_COUNTS[size] + body
-        put_bytes(out, body)
+        for plan in self._needed:
+            for type_id in plan.definitions:
+                if type_id not in self._sent:
+                    self._sent.add(type_id)
+                    put_bytes(out, self._definitions[type_id].message)
+            plan.sent = True
+        for body in bodies:
+            put_bytes(out, body)
         return bytes(out)
 
-    def _put_definitions(self, out: bytearray, plan: _Plan) -> None:
-        for type_id in plan.definitions:
-            if type_id not in self._sent:
-                self._sent.add(type_id)
-                put_bytes(out, self._definitions[type_id].message)
-        plan.sent = True
-
-    def prepare(self, go_type: GoType) -> None:
-        """Number a type and all inside it, so that the numbers do not depend on which value is sent first."""
+    def prepare(self, go_type: GoType) -> int:
+        """Number a type and all inside it, whichever value will be sent first, and return the type's number."""
         self._plan(go_type)
+        return self._number(go_type)
 
     def _put_interface(self, out: bytearray, value: Any, registered: Registered | None) -> None:
         """Name, type number, length and value, as though the value were a message of its own."""
@@ -153,7 +153,8 @@ class Encoder:
         else:
             name, go_type = registered.name, registered.type
         plan = self._plans.get(go_type) or self._plan(go_type)
-        self._needed.append(plan)
+        if not plan.sent:
+            self._needed.append(plan)
         put_bytes(out, _checked_name(name))
         out += plan.number
         body = bytearray(plan.lead)

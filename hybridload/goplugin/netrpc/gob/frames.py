@@ -15,12 +15,12 @@ LONGEST_COUNT = 9
 class Frames:
     """:param limit: the largest message, in bytes; a larger one is refused when its count is read."""
 
-    __slots__ = ("_at", "_data", "_limit")
+    __slots__ = ("_at", "_before", "_data", "_limit")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._data: bytes | bytearray = b""
-        self._at = 0
+        self._at = self._before = 0
 
     @property
     def buffered(self) -> int:
@@ -38,6 +38,10 @@ class Frames:
             self._data += data
         self._at = 0
 
+    def unread(self) -> None:
+        """Hand out the last message once more. Nothing may have been fed since."""
+        self._at = self._before
+
     def next_message(self) -> bytes | None:
         """The next message without its count, or `None` until more is fed. Empty messages are passed over, as in Go.
 
@@ -45,6 +49,7 @@ class Frames:
         """
         data = self._data
         while (available := len(data) - self._at) > 0:
+            self._before = self._at
             first = data[self._at]
             start = self._at + 1
             if first < 128:

@@ -293,7 +293,9 @@ def _refusal(problem: str) -> Read:
 
 def _after_zero(read: Read) -> Read:
     def read_after_zero(cursor: Cursor) -> Any:
-        if read_uint(cursor):
+        if cursor.data[cursor.pos] == 0:
+            cursor.pos += 1
+        elif read_uint(cursor):
             raise GobCorrupt("Not a gob stream: a value that is no struct does not begin with a zero.")
         return read(cursor)
 
