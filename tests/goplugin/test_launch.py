@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date, datetime, time, timezone
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,7 +147,7 @@ def test_a_spec_arrives_as_it_was(spec: LaunchSpec) -> None:
     options = {
         "text": "é\n" * 100_000,
         "nested": {"list": [1, 2.5, True, None, "x"]},
-        "when": datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc),
+        "when": datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
         "day": date(2026, 1, 2),
         "hour": [time(3, 4)],
         "numbers": [float("inf"), -1e300, 2**70],
@@ -351,7 +351,7 @@ def test_a_person_is_told_that_it_is_a_plugin(folder: Path) -> None:
 def test_serving_loads_nothing_that_it_does_not_need(spec: LaunchSpec, start: Callable[..., Client]) -> None:
     code = """
     import sys
-    heavy = ("grpc", "cryptography", "typer", "rich", "stevedore", "hybridload.loader", "hybridload.goplugin.client")
+    heavy = ("grpc", "cryptography", "typer", "rich", "stevedore", "hybridload.goplugin.client")
     class Tell:
         def greet(self, name=""):
             return " ".join(name for name in heavy if name in sys.modules)
