@@ -627,7 +627,8 @@ class Client:
             self._raw_stderr.flush()
         except Exception as error:  # the file is the user's, and so is what it may raise
             self._raw_stderr = None
-            self._logger.warning("plugin %s: the file for its standard error failed: %s", self.name, error)
+            words = f"plugin {self.name}: the host's file for its raw standard error failed ({error}); it gets no more"
+            self._log.emit(LogEntry(logging.WARNING, words))
 
     def _exited(self, returncode: int | None) -> None:
         for entry in self._log_lines.finish():
