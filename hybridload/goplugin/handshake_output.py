@@ -6,7 +6,8 @@ line gives descriptor 1 back; from then on the host drains it.
 
 `serve` takes it when it is called. What Python still holds in the buffer of `sys.stdout` at that time, because the
 program printed before it served, is flushed to standard error as well. What had left the buffer by then (more than 8
-KiB, an explicit flush) has spoiled the line already. Our own launchers take it before they import anything of the
+KiB, an explicit flush, or with PYTHONUNBUFFERED whatever was printed before this was imported) has spoiled the line
+already. Our own launchers take it before they import anything of the
 user's, so there nothing can.
 """
 

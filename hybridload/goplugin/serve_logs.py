@@ -46,6 +46,7 @@ _OWN_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "a
 _LEVELS = ((logging.ERROR, "error"), (logging.WARNING, "warn"), (logging.INFO, "info"), (logging.DEBUG, "debug"))
 _TRACE = "trace"
 _EXACT = frozenset({logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG})
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class HclogHandler(logging.Handler):
@@ -61,7 +62,7 @@ class HclogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            lines = list(_lines(record))
+            lines = _lines(record)
         except Exception as error:
             lines = [_last_resort(record, error)]
         for line in lines:
@@ -113,21 +114,23 @@ def _writes_to_stderr(handler: logging.Handler) -> bool:
     return handler.stream in (sys.stderr, sys.__stderr__)
 
 
-def _lines(record: logging.LogRecord) -> Iterator[bytes]:
+def _lines(record: logging.LogRecord) -> list[bytes]:
     fields = _fields(record)
-    parts = list(_split(_message(record, fields)))
-    for number, part in enumerate(parts, 1):
-        line: dict[str, Any] = {
-            "@level": hclog_level(record.levelno),
-            "@message": part,
-            "@timestamp": _timestamp(record.created),
-        }
-        if record.name != "root":
-            line["@module"] = _clean(record.name)[:1000]
-        if len(parts) > 1:
-            line["part"] = f"{number}/{len(parts)}"
-        # Every part has the level, but the fields are worth sending once.
-        yield _encoded(line if number > 1 else {**line, **fields})
+    message = _message(record, fields)
+    head = {"@level": hclog_level(record.levelno), "@timestamp": _timestamp(record.created)}
+    if record.name != "root":
+        head["@module"] = _clean(record.name)[:1000]
+    line = _json({**head, "@message": message, **fields})
+    if len(line) <= LINE_LIMIT:
+        return [line]
+    parts = list(_split(message))
+    numbers = [f"{number}/{len(parts)}" for number in range(1, len(parts) + 1)]
+    texts = [
+        {**head, "@message": part, **({"part": number} if len(parts) > 1 else {})}
+        for part, number in zip(parts, numbers, strict=True)
+    ]
+    # Every part has the level, but the fields are worth sending once.
+    return [_json({**texts[0], **_shrunk(fields)}), *map(_json, texts[1:])]
 
 
 def _message(record: logging.LogRecord, fields: dict[str, Any]) -> str:
@@ -140,20 +143,18 @@ def _message(record: logging.LogRecord, fields: dict[str, Any]) -> str:
 
 def _split(message: str) -> Iterator[str]:
     """The message in parts of which each takes up to `MESSAGE_LIMIT` bytes as JSON."""
-    # A character takes six bytes as JSON at the most (a control character, or two times six for two code units).
-    if len(message) <= MESSAGE_LIMIT // 6 or _size(message) <= MESSAGE_LIMIT:
-        yield message
-        return
-    while message:
+    while True:
         end = MESSAGE_LIMIT
-        while _size(message[:end]) > MESSAGE_LIMIT:
-            end = end * MESSAGE_LIMIT // _size(message[:end])
+        while (size := _size(message[:end])) > MESSAGE_LIMIT:
+            end = end * MESSAGE_LIMIT // size
         yield message[:end]
         message = message[end:]
+        if not message:
+            return
 
 
-def _size(text: str) -> int:
-    return len(_json(text))
+def _size(value: Any) -> int:
+    return len(_json(value))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -170,25 +171,19 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
         fields["exception"] = _cut(_clean(record.exc_text), 2 * FIELD_LIMIT)
     if record.stack_info:
         fields["stack"] = _cut(_clean(record.stack_info), FIELD_LIMIT)
-    if len(_json(fields)) > _FIELDS_LIMIT:
-        fields = _shrunk(fields)
     return fields
 
 
-def _shrunk(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with an equal share of the room for each, as text; with what no room is for left out."""
+def _shrunk(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields, if need be with an equal share of the room for each, as text, and without those beyond `_ITEMS`."""
+    if _size(fields) <= _FIELDS_LIMIT:
+        return fields
     kept = dict(list(fields.items())[:_ITEMS])
     share = max(40, _FIELDS_LIMIT // (6 * len(kept)) - 40)
-    shrunk = {
-        key[:100]: value if _size_of(value) <= share else _cut(_text(value), share) for key, value in kept.items()
-    }
+    shrunk = {key[:100]: value if _size(value) <= share else _cut(_text(value), share) for key, value in kept.items()}
     if len(fields) > len(kept):
         shrunk["fields_left_out"] = len(fields) - len(kept)
     return shrunk
-
-
-def _size_of(value: Any) -> int:
-    return len(_json(value))
 
 
 def _traceback(record: logging.LogRecord) -> str:
@@ -242,24 +237,17 @@ def _timestamp(created: float) -> str:
         moment = datetime.fromtimestamp(created, UTC)
     except (ValueError, OverflowError, OSError):
         moment = datetime.fromtimestamp(0, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z"
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _json(value: Any) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_text)
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _encoded(line: Mapping[str, Any]) -> bytes:
-    data = _json(line)
-    if len(data) > LINE_LIMIT:
-        data = _json({key: value for key, value in line.items() if key.startswith("@")} | {"fields_left_out": True})
-    return data + b"\n"
+    """The value as a line of JSON."""
+    return _ENCODER.encode(value).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _last_resort(record: logging.LogRecord, error: Exception) -> bytes:
     message = f"a log record of {record.name!r} could not be formatted: {type(error).__name__}"
-    return _json({"@level": "error", "@message": message[:1000], "@timestamp": _timestamp(record.created)}) + b"\n"
+    return _json({"@level": "error", "@message": message[:1000], "@timestamp": _timestamp(record.created)})
 
 
 def _write(descriptor: int, data: bytes) -> None:

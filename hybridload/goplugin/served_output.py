@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import threading
 import time
@@ -258,10 +259,19 @@ def text_writer(buffer: OutputBuffer, channel: int) -> TextIO:
     )
 
 
-def write_rest(buffer: OutputBuffer) -> None:
-    """Write what no reader took to the raw descriptors, so that it is in the host's log at least."""
+def write_rest(buffer: OutputBuffer, timeout: float = 0.5) -> None:
+    """Write what no reader took to the raw descriptors, so that it is in the host's log at least.
+
+    :param timeout: seconds that it may take altogether: a host that asked for nothing need not drain its pipes either.
+    """
+    deadline = time.monotonic() + timeout
     for channel, data in buffer.rest():
-        _write_raw(channel, memoryview(data))
+        for start in range(0, len(data), select.PIPE_BUF):
+            # A pipe that can be written to takes so much at once.
+            _, writable, _ = select.select([], [channel], [], max(0.0, deadline - time.monotonic()))
+            if not writable:
+                return
+            _write_raw(channel, memoryview(data)[start : start + select.PIPE_BUF])
 
 
 def _write_raw(channel: int, view: memoryview) -> None:

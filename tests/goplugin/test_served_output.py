@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -225,3 +228,22 @@ def test_a_finalizer_that_prints_while_output_is_taken_blocks_nobody() -> None:
     assert buffer.finish(10)
     thread.join()
     assert len(channel(chunks, STDOUT)) == 5000
+
+
+def test_what_nobody_took_goes_to_the_raw_descriptors_and_waits_for_nobody() -> None:
+    code = """
+import os, time
+from hybridload.goplugin.served_output import STDERR, STDOUT, OutputBuffer, write_rest
+buffer = OutputBuffer(patience=0)
+buffer.write(STDERR, b"err")
+buffer.write(STDOUT, b"x" * 500_000)
+began = time.monotonic()
+write_rest(buffer)
+assert time.monotonic() - began < 5
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=True)
+    assert (done.stdout, done.stderr) == (b"x" * 500_000, b"err")
+    reader, writer = os.pipe()
+    subprocess.run([sys.executable, "-c", code], stdout=writer, timeout=20, check=True)
+    os.close(writer)
+    os.close(reader)
