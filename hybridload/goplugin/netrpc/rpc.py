@@ -33,6 +33,7 @@ from hybridload.goplugin.netrpc.gob import (
     Struct,
     Uint,
 )
+from hybridload.goplugin.netrpc.gob.wire import STRING, UINT, WireStruct, put_bytes, put_int, put_uint
 
 
 class _Request(NamedTuple):
@@ -52,6 +53,7 @@ RESPONSE: Final = Struct(
     (Field("ServiceMethod", String(), "method"), Field("Seq", Uint(), "seq"), Field("Error", String(), "error")),
     _Response,
 )
+_RESPONSE_FIELDS: Final = (("ServiceMethod", STRING), ("Seq", UINT), ("Error", STRING))
 EMPTY: Final = Struct("")
 """Go's `struct{}`, the body of an answer that is an error."""
 
@@ -80,6 +82,44 @@ class Reply:
     mismatch: GobMismatch | None = None
 
 
+class _Expected(NamedTuple):
+    """What a call waits for; `header` is that of an answer without an error, empty where it is not foreseen."""
+
+    reply_type: GoType | None
+    header: bytes
+
+
+class _Headers:
+    """Headers without an error, made and recognised by their bytes.
+
+    They are alike in `Request` and `Response`, and from call to call only the number changes. So they are put together
+    from what the first call of a method left, and an answer is known by its header before it comes. On a quiet
+    connection, where every step of Python is a cold one, that is half of what a small call costs.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, bytes] = {}
+
+    def learn(self, name: str) -> None:
+        """From now on headers of this method can be made; its first one was a value like any other."""
+        out = bytearray(b"\1")
+        put_bytes(out, name.encode("utf-8", "surrogateescape"))
+        self._names[name] = bytes(out)
+
+    def fields(self, name: str, seq: int) -> bytes | None:
+        """The fields of a header as they are on the wire; `None` for a method that is new or has no name."""
+        named = self._names.get(name)
+        if named is None or not name:
+            return None
+        if not seq:
+            return named + b"\0"
+        out = bytearray(named)
+        out.append(1)
+        put_uint(out, seq)
+        out.append(0)
+        return bytes(out)
+
+
 class RpcClient:
     """The calling side of one connection.
 
@@ -89,11 +129,16 @@ class RpcClient:
 
     def __init__(self, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
         self._encoder = Encoder(registry, limits=limits)
-        self._encoder.prepare(REQUEST)
+        self._request_type = _number(self._encoder.prepare(REQUEST))
         self._decoder = Decoder(registry, limits=limits)
+        self._headers = _Headers()
         self._next_seq = 0
-        self._expected: dict[int, GoType | None] = {}
-        self._response: _Response | None = None
+        self._expected: dict[int, _Expected] = {}
+        # Answers without an error by the bytes of their header, once the server's number for the type is known.
+        self._response_type = b""
+        self._answers: dict[bytes, int] = {}
+        # The answer whose body is due: its number, and its error.
+        self._answer: tuple[int, str] | None = None
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -110,14 +155,31 @@ class RpcClient:
         :raises GobError: when the argument cannot be sent; then there is no call.
         """
         seq = self._next_seq
-        data = self._encoder.encode_all((_Request(method, seq), REQUEST), (argument, argument_type))
+        fields = self._headers.fields(method, seq)
+        header = b""
+        if fields is None:
+            data = self._encoder.encode_all((_Request(method, seq), REQUEST), (argument, argument_type))
+            self._headers.learn(method)
+        else:
+            argument_data = self._encoder.encode(argument, argument_type)
+            data = _message(self._request_type + fields) + argument_data
+            if self._response_type:
+                header = self._response_type + fields
+                self._answers[header] = seq
         self._next_seq += 1
-        self._expected[seq] = reply_type
+        self._expected[seq] = _Expected(reply_type, header)
         return seq, data
 
     def forget(self, seq: int) -> None:
         """Nobody waits for this call any more; its answer will be passed over."""
-        self._expected.pop(seq, None)
+        self._pop(seq)
+
+    def _pop(self, seq: int) -> bool:
+        expected = self._expected.pop(seq, None)
+        if expected is None:
+            return False
+        self._answers.pop(expected.header, None)
+        return True
 
     def receive(self, data: bytes) -> Iterator[Reply]:
         """The replies that are complete with these bytes. Take them all before more is received.
@@ -128,31 +190,38 @@ class RpcClient:
         return self._replies()
 
     def _replies(self) -> Iterator[Reply]:
-        while self._receive_header():
-            assert self._response is not None
-            seq, error = self._response.seq, self._response.error
-            reply = self._receive_body(seq, error)
+        while True:
+            answer = self._answer
+            if answer is None:
+                answer = self._answer = self._next_answer()
+                if answer is None:
+                    return
+            reply = self._receive_body(*answer)
             if reply is None:
                 return
-            self._response = None
-            if seq in self._expected:
-                del self._expected[seq]
+            self._answer = None
+            if self._pop(reply.seq):
                 yield reply
 
-    def _receive_header(self) -> bool:
-        if self._response is None:
-            response = _header(self._decoder, RESPONSE)
-            if response is NEED_DATA:
-                return False
-            self._response = response
-        return True
+    def _next_answer(self) -> tuple[int, str] | None:
+        seq = self._decoder.take_known(self._answers)
+        if seq is not None:
+            return seq, ""
+        response = _header(self._decoder, RESPONSE)
+        if response is NEED_DATA:
+            return None
+        if not self._response_type:
+            type_id, wire_type = self._decoder.last_type()
+            if isinstance(wire_type, WireStruct) and wire_type.fields == _RESPONSE_FIELDS:
+                self._response_type = _number(type_id)
+        return response.seq, response.error
 
     def _receive_body(self, seq: int, error: str) -> Reply | None:
         expected = self._expected.get(seq)
-        if error or expected is None:
+        if error or expected is None or expected.reply_type is None:
             return Reply(seq, error=error or None) if self._decoder.skip_value() else None
         try:
-            value = self._decoder.next_value(expected)
+            value = self._decoder.next_value(expected.reply_type)
         except GobMismatch as mismatch:
             return Reply(seq, mismatch=mismatch)
         return None if value is NEED_DATA else Reply(seq, value)
@@ -198,9 +267,15 @@ class RpcServer:
     """
 
     def __init__(self, services: Services, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
-        self._services = services
+        self._services = frozenset(services)
+        self._routes = {
+            f"{service}.{method}": (service, method, argument_type)
+            for service, methods in services.items()
+            for method, argument_type in methods.items()
+        }
         self._encoder = Encoder(registry, limits=limits)
-        self._encoder.prepare(RESPONSE)
+        self._response_type = _number(self._encoder.prepare(RESPONSE))
+        self._headers = _Headers()
         self._decoder = Decoder(registry, limits=limits)
         self._request: _Request | None = None
 
@@ -231,39 +306,57 @@ class RpcServer:
 
     def _receive_body(self, request: _Request) -> Received | None:
         full_name, seq = request
-        service, _, method = full_name.rpartition(".")
-        refusal = self._refusal(full_name, service, method)
-        argument_type = None if refusal else self._services[service][method]
+        route = self._routes.get(full_name)
+        if route is None:
+            service, _, method = full_name.rpartition(".")
+            return Refusal(seq, service, method, self._refusal(full_name)) if self._decoder.skip_value() else None
+        service, method, argument_type = route
         if argument_type is None:
-            if not self._decoder.skip_value():
-                return None
-            return Refusal(seq, service, method, refusal) if refusal else Call(seq, service, method)
+            return Call(seq, service, method) if self._decoder.skip_value() else None
         try:
             argument = self._decoder.next_value(argument_type)
         except GobMismatch as mismatch:
             return Refusal(seq, service, method, str(mismatch))
         return None if argument is NEED_DATA else Call(seq, service, method, argument)
 
-    def _refusal(self, full_name: str, service: str, method: str) -> str | None:
+    def _refusal(self, full_name: str) -> str:
         if "." not in full_name:
             return f"rpc: service/method request ill-formed: {full_name}"
-        if service not in self._services:
+        if full_name.rpartition(".")[0] not in self._services:
             return f"rpc: can't find service {full_name}"
-        if method not in self._services[service]:
-            return f"rpc: can't find method {full_name}"
-        return None
+        return f"rpc: can't find method {full_name}"
 
     def reply(self, call: Call, value: Any, reply_type: GoType) -> bytes:
         """What to send when the call succeeded.
 
         :raises GobError: when the value cannot be sent; nothing of it was, so `error` may be sent in its place.
         """
-        return self._answer(call, "", value, reply_type)
+        name = _full_name(call)
+        fields = self._headers.fields(name, call.seq)
+        if fields is None:
+            data = self._encoder.encode_all((_Response(name, call.seq, ""), RESPONSE), (value, reply_type))
+            self._headers.learn(name)
+            return data
+        body = self._encoder.encode(value, reply_type)
+        return _message(self._response_type + fields) + body
 
     def error(self, call: Received, text: str) -> bytes:
         """What to send when the call failed. An empty text would mean success, so another stands in for it."""
-        return self._answer(call, text or "error without a text", None, EMPTY)
+        response = _Response(_full_name(call), call.seq, text or "error without a text")
+        return self._encoder.encode_all((response, RESPONSE), (None, EMPTY))
 
-    def _answer(self, call: Received, error: str, value: Any, value_type: GoType) -> bytes:
-        name = f"{call.service}.{call.method}" if call.service else call.method
-        return self._encoder.encode_all((_Response(name, call.seq, error), RESPONSE), (value, value_type))
+
+def _full_name(call: Received) -> str:
+    return f"{call.service}.{call.method}" if call.service else call.method
+
+
+def _number(type_id: int) -> bytes:
+    out = bytearray()
+    put_int(out, type_id)
+    return bytes(out)
+
+
+def _message(body: bytes) -> bytes:
+    out = bytearray()
+    put_bytes(out, body)
+    return bytes(out)

@@ -284,3 +284,36 @@ def test_a_header_of_another_shape_ends_the_connection() -> None:
         list(RpcServer({}).receive(other))
     with pytest.raises(GobCorrupt, match="ServiceMethod"):
         list(RpcClient().receive(other))
+
+
+def test_a_second_call_of_a_method_is_byte_for_byte_what_go_sends() -> None:
+    client = RpcClient()
+    client.call("Plugin.Greet", None, ANY)
+    assert client.call("Plugin.Greet", None, ANY)[1].hex() == "13ff80010c506c7567696e2e477265657401010003100000"
+
+
+def test_many_calls_of_one_method_leave_nothing_behind() -> None:
+    client, server = RpcClient(), RpcServer({"Plugin": {"Get": STRING}})
+    for number in range(300):
+        seq, data = client.call("Plugin.Get", str(number), STRING, STRING)
+        [call] = server.receive(data)
+        assert isinstance(call, Call)
+        answer = server.error(call, "odd") if number % 2 else server.reply(call, "x" * number, STRING)
+        if number % 5 == 0:
+            client.forget(seq)
+        expected = Reply(seq, error="odd") if number % 2 else Reply(seq, "x" * number)
+        assert list(client.receive(answer)) == ([] if number % 5 == 0 else [expected])
+        assert client.pending == ()
+    assert client._answers == {}
+
+
+def test_answers_in_another_order_and_in_single_bytes_find_their_calls() -> None:
+    client, server = RpcClient(), RpcServer({"Plugin": {"Get": STRING}})
+    for _ in range(2):
+        asked = [client.call("Plugin.Get", str(number), STRING, STRING) for number in range(5)]
+        calls = [call for _, data in asked for call in server.receive(data)]
+        answers = b"".join(
+            server.reply(call, call.argument, STRING) for call in reversed(calls) if isinstance(call, Call)
+        )
+        received = [reply for byte in answers for reply in client.receive(bytes((byte,)))]
+        assert received == [Reply(seq, str(number)) for number, (seq, _) in reversed(list(enumerate(asked)))]

@@ -95,26 +95,25 @@ class Encoder:
         :param go_type: the declared type of the value.
         :raises GobError: when the value is not of that type, or cannot be sent; nothing of it was.
         """
-        self._needed.clear()
-        body = self._encoded(value, go_type)
-        if not self._needed and len(body) < 128:
+        body, needed = self._encoded(value, go_type)
+        if not needed and len(body) < 128:
             return _SMALL_COUNTS[len(body)] + body
-        return self._messages([body])
+        return self._messages([(body, needed)])
 
     def encode_all(self, *values: tuple[Any, GoType]) -> bytes:
         """Several values, each with its declared type, as one: all of them are sent or none.
 
         :raises GobError: when one of the values is not of its type, or cannot be sent.
         """
-        self._needed.clear()
         return self._messages([self._encoded(value, go_type) for value, go_type in values])
 
-    def _encoded(self, value: Any, go_type: GoType) -> bytearray:
-        """A message without its count; what is to be defined before it is added to what is needed."""
+    def _encoded(self, value: Any, go_type: GoType) -> tuple[bytearray, list[_Plan]]:
+        """A message without its count, and the types that are to be defined before it."""
+        self._needed = needed = []
         try:
             plan = self._plans.get(go_type) or self._plan(go_type)
             if not plan.sent:
-                self._needed.append(plan)
+                needed.append(plan)
             body = bytearray(plan.start)
             plan.write(body, value)
         except Misfit as misfit:
@@ -123,20 +122,23 @@ class Encoder:
             raise GobError("The value nests too deeply to be sent: does it contain itself?") from None
         if len(body) > self._limits.message:
             raise GobError(f"A message of {len(body)} bytes is over the limit of {self._limits.message}.")
-        return body
+        return body, needed
 
-    def _messages(self, bodies: list[bytearray]) -> bytes:
-        """The definitions that are needed and then the messages. From here on nothing fails."""
+    def _messages(self, encoded: list[tuple[bytearray, list[_Plan]]]) -> bytes:
+        """The messages, each after the definitions that it needs. From here on nothing fails."""
         out = bytearray()
-        for plan in self._needed:
-            for type_id in plan.definitions:
-                if type_id not in self._sent:
-                    self._sent.add(type_id)
-                    put_bytes(out, self._definitions[type_id].message)
-            plan.sent = True
-        for body in bodies:
+        for body, needed in encoded:
+            for plan in needed:
+                self._put_definitions(out, plan)
             put_bytes(out, body)
         return bytes(out)
+
+    def _put_definitions(self, out: bytearray, plan: _Plan) -> None:
+        for type_id in plan.definitions:
+            if type_id not in self._sent:
+                self._sent.add(type_id)
+                put_bytes(out, self._definitions[type_id].message)
+        plan.sent = True
 
     def prepare(self, go_type: GoType) -> int:
         """Number a type and all inside it, whichever value will be sent first, and return the type's number."""

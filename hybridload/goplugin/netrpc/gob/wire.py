@@ -110,14 +110,11 @@ def read_bytes(cursor: Cursor) -> bytes:
 
 
 def read_string(cursor: Cursor) -> str:
-    # The same once more in place of a call: most of what travels is strings.
     data = cursor.data
-    length = data[cursor.pos]
-    if length > 127:
-        return str(read_bytes(cursor), "utf-8", "surrogateescape")
     start = cursor.pos + 1
+    length = data[start - 1]
     end = start + length
-    if end > len(data):
+    if length > 127 or end > len(data):
         return str(read_bytes(cursor), "utf-8", "surrogateescape")
     cursor.pos = end
     return str(data[start:end], "utf-8", "surrogateescape")
