@@ -14,10 +14,11 @@ def main() -> None:
     try:
         from hybridload.cli.app import run
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich", "click"):
             raise
         sys.stderr.write(
-            f"hybridload: the command line needs {error.name}, which is not installed: pip install 'hybridload[cli]'\n"
+            f"hybridload: the command line needs {missing}, which is not installed: pip install 'hybridload[cli]'\n"
         )
         sys.exit(2)
     sys.exit(run())
