@@ -68,6 +68,26 @@ class Call:
 
     # What comes from the connection. Called with the link's lock held.
 
+    def take_answer(self, data: bytes) -> bool:
+        """Take what the connection received if it is all of this call's answer, and like the last one."""
+        link = self.link
+        if link.last_trailers is None or link.last_headers is None or self._headers_seen or not self.single:
+            return False
+        answer = link.connection.receive_answer(self.stream_id, data, self._max_receive)
+        if answer is None:
+            return False
+        headers, message, trailers = answer
+        if headers is link.last_headers[0] and trailers is link.last_trailers:
+            self.messages.append(message)
+            self.initial = link.last_headers[1]
+            link.finish(self, OK)
+        else:
+            self.on_headers(headers, False)
+            self.messages.append(message)
+            if self.status is None:
+                self._on_trailers(trailers)
+        return True
+
     def on_headers(self, headers: Headers, ends: bool) -> None:
         if self._headers_seen:
             self._on_trailers(headers)

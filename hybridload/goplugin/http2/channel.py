@@ -156,7 +156,10 @@ class Channel:
         for attempt in range(_ATTEMPTS):
             if attempt:
                 call = call.again()
-            link = self._taken(call, pool.take)
+            try:
+                link = pool.take()
+            except (PoolClosed, StreamError, TimeoutError) as error:
+                raise _not_connected(call, error) from error
             try:
                 link.run(call, block, message)
             except ConnectionClosed:
@@ -174,7 +177,10 @@ class Channel:
         """Begin any other call, and return it. With a `message`, that is the whole request."""
         pool = self._pool
         for _ in range(_ATTEMPTS):
-            link = self._taken(call, pool.take_shared)
+            try:
+                link = pool.take_shared()
+            except (PoolClosed, StreamError, TimeoutError) as error:
+                raise _not_connected(call, error) from error
             try:
                 link.begin(call, block, message, ends=message is not None)
             except ConnectionClosed:
@@ -238,14 +244,6 @@ class Channel:
         if self.max_send is not None or len(message) > LARGEST_MESSAGE:
             check_size(message, self.max_send)
         return message
-
-    def _taken(self, call: Call, take: Callable[[], ClientLink]) -> ClientLink:
-        try:
-            return take()
-        except PoolClosed:
-            raise ValueError("Cannot invoke RPC on closed channel!") from None
-        except (StreamError, TimeoutError) as error:
-            raise _unavailable(call, f"cannot connect: {error}") from error
 
 
 class _Method:
@@ -427,6 +425,12 @@ def is_gzip(compression: Any) -> bool:
     return compression is not None and (
         compression == 2 or str(getattr(compression, "name", compression)).lower() == "gzip"
     )
+
+
+def _not_connected(call: Call, error: Exception) -> Exception:
+    if isinstance(error, PoolClosed):
+        return ValueError("Cannot invoke RPC on closed channel!")  # grpc's own words
+    return _unavailable(call, f"cannot connect: {error}")
 
 
 def _unavailable(call: Call, reason: str) -> Exception:

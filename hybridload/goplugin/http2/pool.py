@@ -12,6 +12,7 @@ Streams and futures share: one connection, read by a background thread, takes al
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -22,6 +23,10 @@ from .client_link import ClientLink
 
 PATIENCE: Final = 0.02
 """Seconds."""
+
+_FRESH: Final = 0.002
+"""Seconds for which an idle connection is taken to be alive because it was a moment ago. When it is not after all, the
+request cannot be sent, and the call is made again on another."""
 
 
 class PoolClosed(Exception):
@@ -62,8 +67,13 @@ class Pool:
         :raises PoolClosed: the pool is closed.
         """
         while self._idle:
-            link = self._take_idle()
-            if link is not None:
+            with self._lock:
+                if not self._idle:
+                    break
+                link = self._idle.pop()
+                link.users = 1
+            # Right after another call there is no need to ask the system whether the connection is still there.
+            if (link.usable and time.monotonic() - link.rested_since < _FRESH) or self._is_alive(link):
                 return link
         return self._take_new_or_wait()
 
@@ -82,19 +92,20 @@ class Pool:
 
     def give_back(self, link: ClientLink) -> None:
         """The call on `link` is over."""
+        usable = link.usable
         with self._lock:
-            link.users -= 1
-            if not link.usable:
-                self._forget(link)
-            elif link.users or self._closed:
+            link.users = users = link.users - 1
+            if usable:
+                if users or self._closed:
+                    return
+                if self._turns:
+                    self._hand_over(link)
+                else:
+                    link.rested_since = time.monotonic()
+                    self._idle.append(link)
                 return
-            elif self._turns:
-                self._hand_over(link)
-                return
-            else:
-                self._idle.append(link)
-                return
-        if not link.usable and link.users == 0:
+            self._forget(link)
+        if not users:
             link.close()
 
     def close(self) -> list[ClientLink]:
@@ -106,14 +117,6 @@ class Pool:
             while self._turns:
                 self._turns.popleft().arrived.set()
         return links
-
-    def _take_idle(self) -> ClientLink | None:
-        with self._lock:
-            if not self._idle:
-                return None
-            link = self._idle.pop()
-            link.users = 1
-        return link if self._is_alive(link) else None
 
     def _take_new_or_wait(self) -> ClientLink:
         while True:

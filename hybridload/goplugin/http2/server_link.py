@@ -234,7 +234,8 @@ class ServerLink(Link):
         if not data:
             return False
         with self.lock:
-            arrived = self._handle(self.connection.receive(data))
+            whole = self.connection.receive_request(data, self._server.max_receive)
+            arrived = [self._open_whole(*whole)] if whole else self._handle(self.connection.receive(data))
         for call in arrived:
             self._admit(call)
         return not self.connection.failed
@@ -272,6 +273,14 @@ class ServerLink(Link):
         call = ServerCall(self, event.stream_id, self._request(event.headers), self._server.max_receive)
         call.request_ended = event.end_stream
         self.calls[event.stream_id] = call
+        return call
+
+    def _open_whole(self, stream_id: int, headers: Headers, message: bytes) -> ServerCall:
+        """A call whose request came in one piece."""
+        call = ServerCall(self, stream_id, self._request(headers), self._server.max_receive)
+        call.messages.append(message)
+        call.request_ended = True
+        self.calls[stream_id] = call
         return call
 
     def _request(self, headers: Headers) -> Request:
@@ -323,13 +332,13 @@ class ServerLink(Link):
     def _serve_unary(self, call: ServerCall) -> None:
         handler = call.handler
         try:
-            request = self._deserialized(call.messages.popleft(), handler)
-            response = handler.unary_unary(request, call.context)
-            message = self._response(call, response)
+            message = call.messages.popleft()
+            request = message if handler.request_deserializer is None else self._deserialized(message, handler)
+            answer = self._response(call, handler.unary_unary(request, call.context))
         except BaseException as error:
             self.finish(call, self._failure(call, error))
             return
-        self._answer(call, message)
+        self._answer(call, answer)
 
     def _response(self, call: ServerCall, response: Any) -> bytes | None:
         """The encoded response; none where the handler set a status that makes it pointless."""

@@ -268,6 +268,123 @@ def test_any_header_block_ends_in_a_failure_or_an_event(block: bytes) -> None:
     connection.receive(frames.headers(1, block, True, 16384))
 
 
+# The short ways through
+
+
+def parts_of(role: Role, stream_id: int) -> st.SearchStrategy[list[bytes]]:
+    """Frames of a whole request or answer, some left out, some twice, with others in between."""
+    first = REQUEST if role is Role.SERVER else RESPONSE
+    usual = [
+        frames.headers(stream_id, encode(first), False, 16384),
+        data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM if role is Role.SERVER else 0),
+    ]
+    if role is Role.CLIENT:
+        usual.append(frames.headers(stream_id, encode(TRAILERS), True, 16384))
+    odd = st.sampled_from(
+        [
+            frames.ping(b"12345678", ack=False),
+            frames.ping(b"12345678", ack=True),
+            frames.window_update(0, 5),
+            frames.window_update(0, 0),
+            frames.window_update(stream_id, 5),
+            frames.settings({4: 70000}),
+            frames.rst_stream(stream_id, 8),
+            frames.goaway(0, 0, ""),
+            data_frame(stream_id, b"\0\0\0\0\1x"),
+            data_frame(stream_id, b"\1\0\0\0\1x", frames.END_STREAM),
+            data_frame(stream_id + 2, b"\0\0\0\0\1x", frames.END_STREAM),
+            frames.headers(stream_id, encode(TRAILERS), True, 16384),
+            frames.headers(stream_id, encode(TRAILERS), False, 16384),
+            frames.headers(stream_id + 2, encode(REQUEST), True, 16384),
+            b"\0\0",
+        ]
+    )
+    few_odd = st.lists(odd, max_size=2)
+    return st.builds(
+        lambda before, kept, after: before + [part for part, keep in zip(usual, kept, strict=True) if keep] + after,
+        few_odd,
+        st.lists(st.sampled_from([True, True, True, False]), min_size=len(usual), max_size=len(usual)),
+        few_odd,
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), st.sampled_from(Role), st.integers(1, 3))
+def test_the_short_way_through_gives_what_the_long_way_gives(data: st.DataObject, role: Role, rounds: int) -> None:
+    short, long = greeted(role), greeted(role)
+    for turn in range(rounds):
+        stream_id = 1 + 2 * turn
+        if role is Role.CLIENT:
+            if short.going_away:
+                return
+            for connection in (short, long):
+                connection.send_headers(connection.open_stream(), encode(REQUEST), end_stream=True)
+                take(connection)
+        wire = b"".join(data.draw(parts_of(role, stream_id)))
+        expected = long.receive(wire)
+        if role is Role.CLIENT:
+            answer = short.receive_answer(stream_id, wire, None)
+            if answer is not None:
+                head, message, trailers = answer
+                body = b"\0" + len(message).to_bytes(4, "big") + message
+                got: list[Any] = [
+                    HeadersReceived(stream_id, head, False),
+                    DataReceived(stream_id, body, False),
+                    HeadersReceived(stream_id, trailers, True),
+                ]
+            else:
+                got = short.receive(wire)
+        else:
+            request = short.receive_request(wire, None)
+            if request is not None:
+                number, head, message = request
+                body = b"\0" + len(message).to_bytes(4, "big") + message
+                got = [HeadersReceived(number, head, False), DataReceived(number, body, True)]
+            else:
+                got = short.receive(wire)
+        assert got == expected
+        assert (short.failed, short.going_away, short.open_streams) == (long.failed, long.going_away, long.open_streams)
+        assert (short._send_window, short._receive_window) == (long._send_window, long._receive_window)
+        assert take(short) == take(long)
+        assert short._highest_peer_id == long._highest_peer_id
+
+
+def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
+    connection = greeted(Role.CLIENT)
+    taken = []
+    for stream_id in (1, 3, 5):
+        assert connection.open_with(encode(REQUEST), bytes(5), end_stream=True) == stream_id
+        take(connection)
+        wire = (
+            frames.window_update(0, 5)
+            + frames.ping(b"12345678", ack=False)
+            + frames.headers(stream_id, encode(RESPONSE), False, 16384)
+            + data_frame(stream_id, b"\0\0\0\0\5hello")
+            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+        )
+        answer = connection.receive_answer(stream_id, wire, None)
+        taken.append(answer is not None and answer[1])
+        if answer is None:
+            connection.receive(wire)
+        assert take(connection) == frames.ping(b"12345678", ack=True)
+        assert connection.open_streams == 0
+    assert taken == [False, b"hello", b"hello"]
+
+
+def test_a_request_of_a_kind_seen_before_takes_the_short_way() -> None:
+    connection = greeted(Role.SERVER)
+    taken = []
+    for stream_id in (1, 3, 5):
+        wire = request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\2hi", frames.END_STREAM)
+        request = connection.receive_request(wire, None)
+        taken.append(request)
+        if request is None:
+            connection.receive(wire)
+        assert connection.answer(stream_id, encode(RESPONSE), bytes(5), encode(TRAILERS))
+        assert connection.open_streams == 0
+    assert taken == [None, (3, REQUEST, b"hi"), (5, REQUEST, b"hi")]
+
+
 # Rules
 
 
