@@ -188,7 +188,7 @@ class Mux:
 
     # Reading
 
-    def _read(self, timeout: float | None) -> None:
+    def _read(self, timeout: float) -> None:
         """Receive once and hand out what came. Called by whoever has the role, without `_lock`."""
         try:
             data = self._below.receive(_CHUNK, timeout)
@@ -247,6 +247,7 @@ class Mux:
         if value == self._keepalive:
             self._keepalive = None
             self._keepalive_due = time.monotonic() + self._config.keepalive
+            self._next_look = min(self._next_look, self._keepalive_due)
 
     def _abort(self, stream_id: int, reason: str) -> None:
         if (stream := self._streams.get(stream_id)) is not None:

@@ -1,16 +1,17 @@
 """Who reads a connection that several threads wait on: a role, not a thread.
 
 A thread that waits for something takes the role when it is free, reads the connection itself, and hands out what comes
-for others. So a caller that is alone writes its request and reads its answer without any other thread being woken. When
-it has what it wants, it passes the role on. The rules:
+for others. So a caller that is alone writes its request and reads its answer without any other thread being woken. The
+rules:
 
-- Whoever began to wait less than a moment ago is *impatient*: probably a caller whose answer is near. Whoever waits for
-  longer is *patient*: a copier of standard output, a server between requests, a call that takes its time.
-- A free role is taken by impatient waiters only. A reader that leaves passes it to the one that came last, if any.
-- A patient reader gives the role up when it has handed something to an impatient waiter, or sees one waiting: callers
-  are active, and reading for them would cost them a change of threads per call.
-- A watching thread takes the role when it has been free for a moment. It is patient, and it is what answers pings and
-  notices the end of the connection while nobody waits.
+- Whoever began to wait less than a moment ago is *impatient*, probably a caller whose answer is near. Only the
+  impatient read for themselves. When its moment is over, a reader leaves the role to the watching thread and sleeps,
+  so that it can be woken by what does not come over the connection, such as a `close` from another thread.
+- A reader that has what it wants passes the role to the impatient waiter that came last, if there is one.
+- The watching thread reads while nobody is impatient: it answers pings, serves those who wait for long (a copier of
+  standard output, a server between requests) and notices the end. It gives the role up when it has handed something to
+  an impatient waiter, or sees one waiting: callers are active, and reading for them would cost them a change of threads
+  per call. It takes a role that has been free for a moment, without anybody having to wake it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ import time
 from collections.abc import Callable, Iterable
 
 MOMENT = 0.02  # seconds
-_QUIET_LOOKS = 5  # moments without a change after which the watching thread sleeps until it is woken
 
 
 class Waiter:
     """A thread that waits. All but waiting at `gate` happens with the lock of the `Reading` held."""
 
-    __slots__ = ("awake", "gate", "since")
+    __slots__ = ("awake", "gate", "impatient_until")
 
-    def __init__(self, since: float) -> None:
-        self.since = since
+    def __init__(self, impatient_until: float) -> None:
+        self.impatient_until = impatient_until
         self.gate = threading.Lock()
         self.gate.acquire()
         self.awake = False
@@ -51,19 +51,19 @@ class Reading:
     """
 
     def __init__(
-        self, lock: threading.Lock, read: Callable[[float | None], None], on_time: Callable[[], float], name: str
+        self, lock: threading.Lock, read: Callable[[float], None], on_time: Callable[[], float], name: str
     ) -> None:
         self._lock = lock
         self._read = read
         self._on_time = on_time
         self._reader: Waiter | None = None
-        self._waiting: dict[Waiter, None] = {}  # asleep, in the order in which they came
+        self._asleep: set[Waiter] = set()
+        self._callers: dict[Waiter, None] = {}  # those of them who were impatient when they went to sleep, in order
         self._turns = 0  # how often somebody has read
-        self._served_impatient = False  # since the reader last looked
+        self._served_impatient = False  # since the reader began to read
         self._over = False
-        self._watcher = Waiter(float("-inf"))
-        self._watcher_sleeps = False
-        # Blocks on the connection, and on its gate; ends with `end`. Joined by `join`.
+        self._watcher = Waiter(impatient_until=0)
+        # Blocks on the connection, and on its gate. `end` and the end of the connection let it go, `join` waits for it.
         self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
         self._thread.start()
 
@@ -74,31 +74,35 @@ class Reading:
         :param deadline: on the monotonic clock.
         :return: whether `ready` came true in time.
         """
-        me = Waiter(time.monotonic())
+        now = time.monotonic()
+        me = Waiter(now + MOMENT)
         waiters.append(me)
         try:
             while not ready():
-                remaining = None if deadline is None else deadline - time.monotonic()
-                if remaining is not None and remaining <= 0:
+                if deadline is not None and now >= deadline:
                     return False
-                if self._reader is me or (self._reader is None and _impatient(me)):
+                if now < me.impatient_until and (self._reader is None or self._reader is me):
                     self._reader = me
-                    self._read_as(me, remaining)
+                    until = me.impatient_until if deadline is None else min(me.impatient_until, deadline)
+                    self._read_as(until - now)
                 else:
-                    self._sleep(me, remaining)
+                    if self._reader is me:
+                        self._pass_on(self._watcher)
+                    self._sleep(me, None if deadline is None else deadline - now)
+                now = time.monotonic()
             return True
         finally:
             waiters.remove(me)
-            self._waiting.pop(me, None)
             if self._reader is me:
                 self._pass_on()
 
     def wake(self, waiters: Iterable[Waiter]) -> None:
         """There is news for these. Called with the lock held."""
         for waiter in waiters:
-            if waiter is not self._reader:
-                self._waiting.pop(waiter, None)
-                self._served_impatient = self._served_impatient or _impatient(waiter)
+            if waiter in self._asleep:  # else it looks before it sleeps
+                self._asleep.discard(waiter)
+                if time.monotonic() < waiter.impatient_until:
+                    self._served_impatient = True
                 waiter.wake()
 
     def try_read(self) -> bool:
@@ -108,9 +112,9 @@ class Reading:
         """
         if self._reader is not None or self._over:
             return False
-        self._reader = me = Waiter(time.monotonic())
+        self._reader = me = Waiter(0)
         try:
-            self._read_as(me, 0)
+            self._read_as(0)
         finally:
             if self._reader is me:
                 self._pass_on()
@@ -119,17 +123,14 @@ class Reading:
     def end(self) -> None:
         """Nothing more will be read; `ready` must be true for everybody. Called with the lock held. Idempotent."""
         self._over = True
-        for waiter in self._waiting:
-            waiter.wake()
-        self._waiting.clear()
-        self._watcher.wake()
+        self.wake(list(self._asleep))
 
     def join(self) -> None:
-        """Wait for the watching thread to end. Called without the lock, after `end`."""
+        """Wait for the watching thread to end. Called without the lock, after `end`, when the connection is closed."""
         if self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _read_as(self, me: Waiter, timeout: float | None) -> None:
+    def _read_as(self, timeout: float) -> None:
         self._served_impatient = False
         self._lock.release()
         try:
@@ -137,66 +138,51 @@ class Reading:
         finally:
             self._lock.acquire()
             self._turns += 1
-        if not _impatient(me) and (self._served_impatient or self._heir() is not None):
-            self._pass_on()
 
     def _sleep(self, me: Waiter, timeout: float | None) -> None:
         """Wait at the gate until woken. Being woken may mean news, the role, or the end."""
-        self._waiting[me] = None
+        self._asleep.add(me)
+        if time.monotonic() < me.impatient_until:
+            self._callers[me] = None
         self._lock.release()
         try:
             woken = me.gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         finally:
             self._lock.acquire()
-            self._waiting.pop(me, None)
-        if me.awake and not woken:  # while it ran out of time
+            self._asleep.discard(me)
+            self._callers.pop(me, None)
+        if me.awake and not woken:  # just when it ran out of time
             me.gate.acquire()
         me.awake = False
 
     def _heir(self) -> Waiter | None:
-        newest = next(reversed(self._waiting), None)
-        return newest if newest is not None and _impatient(newest) else None
+        while self._callers:
+            newest = next(reversed(self._callers))
+            if newest in self._asleep and time.monotonic() < newest.impatient_until:
+                return newest
+            del self._callers[newest]
+        return None
 
-    def _pass_on(self) -> None:
-        self._reader = heir = self._heir()
+    def _pass_on(self, otherwise: Waiter | None = None) -> None:
+        """Give the role to an impatient waiter; when there is none, to this one, or nobody."""
+        self._reader = heir = self._heir() or otherwise
         if heir is not None:
-            self._waiting.pop(heir)
+            self._asleep.discard(heir)
             heir.wake()
-        elif self._watcher_sleeps:
-            self._watcher.wake()
 
     def _watch(self) -> None:
-        turns, quiet = -1, 0
-        while not self._over:
+        me, turns = self._watcher, -1
+        while True:
             due = self._on_time()
             with self._lock:
                 if self._over:
                     return
-                unchanged, turns = self._turns == turns, self._turns
-                quiet = quiet + 1 if unchanged else 0
-                if unchanged and self._reader is None:
-                    self._read_while_quiet(due)
+                if self._reader is me or (self._reader is None and self._turns == turns):
+                    self._reader = me
+                    self._read_as(due)
+                    if self._served_impatient or self._heir() is not None:
+                        self._pass_on()
                     turns = -1
-                elif quiet >= _QUIET_LOOKS:  # somebody else reads, and has been waiting for long
-                    self._watcher_sleeps = True
-                    self._sleep_watching(due)
-                    self._watcher_sleeps = False
                 else:
-                    self._sleep_watching(min(due, MOMENT))
-
-    def _read_while_quiet(self, due: float) -> None:
-        self._reader = self._watcher
-        deadline = time.monotonic() + due
-        try:
-            while self._reader is self._watcher and not self._over and (left := deadline - time.monotonic()) > 0:
-                self._read_as(self._watcher, left)
-        finally:
-            if self._reader is self._watcher:
-                self._pass_on()
-
-    def _sleep_watching(self, timeout: float) -> None:
-        self._sleep(self._watcher, timeout)
-
-
-def _impatient(waiter: Waiter) -> bool:
-    return time.monotonic() - waiter.since < MOMENT
+                    turns = self._turns
+                    self._sleep(me, min(due, MOMENT))
