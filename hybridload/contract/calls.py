@@ -6,7 +6,6 @@ Python would refuse it: `TypeError` for a wrong argument, named by its path, e.g
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,10 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from hybridload.contract.elements import Unfit, listed
-from hybridload.contract.service import Method, Objects
+from hybridload.contract.service import Objects
 from hybridload.contract.values import Slot, check_exclusive
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-_MISSING: Any = inspect.Parameter.empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,48 +65,6 @@ class Value:
     @classmethod
     def of_slot(cls, message: Descriptor, slot: Slot) -> Value:
         return cls(GetMessageClass(message), slot.put, slot.take, slot.attribute)
-
-
-def binder(method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | list[Any]]:
-    """A function that puts a call's arguments in the order of the parameters, as a call in Python would.
-
-    `inspect.Signature.bind` does the same in ten times the time; it is used to word the errors.
-    """
-    parameters = list(method.signature.parameters.values())
-    positional = sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters)
-    total = len(parameters)
-    defaults = [parameter.default for parameter in parameters]
-    index_of = {
-        parameter.name: index
-        for index, parameter in enumerate(parameters)
-        if parameter.kind is not parameter.POSITIONAL_ONLY
-    }
-
-    def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
-        try:
-            method.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            return TypeError(f"{method.name}() {error}")
-        return TypeError(f"{method.name}() got arguments that it does not take")  # pragma: no cover
-
-    def bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | list[Any]:
-        count = len(args)
-        if count == total and not kwargs and total == positional:
-            return args
-        if count > positional:
-            raise refuse(args, kwargs)
-        values = [*args, *defaults[count:]]
-        for name, value in kwargs.items():
-            index = index_of.get(name, -1)
-            if index < count:
-                raise refuse(args, kwargs)
-            values[index] = value
-        for value in values[count:]:
-            if value is _MISSING:
-                raise refuse(args, kwargs)
-        return values
-
-    return bind
 
 
 def _error(subject: str, unfit: Unfit) -> Exception:

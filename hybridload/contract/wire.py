@@ -21,11 +21,11 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
+from hybridload.contract.binding import binder
 from hybridload.contract.calls import (
     Arguments,
     Request,
     Value,
-    binder,
     decode_arguments,
     decode_stream,
     decode_stream_async,

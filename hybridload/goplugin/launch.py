@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from hybridload.errors import ConfigError, ContractError
 from hybridload.goplugin.launch_spec import LaunchSpec
-from hybridload.goplugin.serve import HostSide, Served, check_cookie, serve_to
+from hybridload.goplugin.serve import HostSide, check_cookie, serve_to
+from hybridload.goplugin.serving import Served
 from hybridload.implementation import build_implementation
 from hybridload.references import resolve_reference
 

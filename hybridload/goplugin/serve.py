@@ -24,7 +24,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +35,7 @@ from hybridload.goplugin.host_watch import HostWatch
 from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin, PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.served_output import OutputBuffer, ReplacedStreams, write_rest
+from hybridload.goplugin.serving import Served, ServeOptions, Serving, Surroundings
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handshake import Handshake
 from hybridload.implementation import close_implementation
@@ -43,8 +43,6 @@ from hybridload.implementation import close_implementation
 if TYPE_CHECKING:
     import ssl
 
-    from hybridload.goplugin.grpc.contract_server import EventLoop
-    from hybridload.goplugin.grpc.engine import Server
     from hybridload.goplugin.transport import TLS
 
 log = _logging.getLogger(__name__)
@@ -106,28 +104,6 @@ def serve(
         host = stack.enter_context(HostSide(outlive_host=outlive_host))
         options = ServeOptions(tls=tls, network=network, server_options=tuple(server_options), engine=engine)
         serve_to(host, read_served(plugins, implementations, handshake), logging=logging, options=options)
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """How a plugin is reached, beyond what its host asks for; see `serve`."""
-
-    tls: TLS | ssl.SSLContext | None = None
-    network: str = "unix"
-    server_options: tuple[tuple[str, Any], ...] = ()
-    engine: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.network not in ("unix", "tcp"):
-            raise ConfigError(f"network is {self.network!r}: give 'unix' or 'tcp'.")
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One kind: a contract and the object that implements it, or a hand-written plugin and no object."""
-
-    plugin: Contract[Any] | GRPCPlugin
-    implementation: object | None = None
 
 
 class HostSide:
@@ -195,7 +171,7 @@ def serve_to(
     served: Mapping[int, Mapping[str, Served]],
     *,
     logging: bool = True,
-    options: ServeOptions = ServeOptions(),
+    options: ServeOptions | None = None,
 ) -> None:
     """Serve what was read to a host that was bound; see `serve`."""
     environment = HostEnvironment.read(os.environ)
@@ -203,7 +179,7 @@ def serve_to(
     if environment.unreadable_versions:
         log.warning("the host lists versions that are no numbers: %s", ", ".join(environment.unreadable_versions))
     version = environment.choose_version(served)
-    with _Serving(host, served[version], environment, options, logging=logging) as serving:
+    with _Serving(host, served[version], environment, options or ServeOptions(), logging=logging) as serving:
         serving.run(version)
 
 
@@ -242,7 +218,7 @@ class _Serving:
     def run(self, version: int) -> None:
         """Write the line and serve until the end."""
         try:
-            self._host.output.write_line(self._entrance.line(version).format())
+            self._host.output.write_line(self._serving.line(version).format())
         except OSError as error:
             log.warning("the host was gone before the handshake line could be written: %s", error)
         else:
@@ -252,10 +228,7 @@ class _Serving:
     # -- before
 
     def _make_ready(self, logging: bool) -> None:
-        from hybridload.goplugin.entrance import Entrance
-        from hybridload.goplugin.grpc.broker import GRPCBroker
-        from hybridload.goplugin.grpc.contract_server import EventLoop
-        from hybridload.goplugin.grpc.engines import engine_named
+        from hybridload.goplugin.grpc.serving import GRPCServing
 
         stack = self._stack
         if logging:
@@ -268,53 +241,15 @@ class _Serving:
         stack.callback(folder.close)
         if self._host.watch is not None:
             self._host.watch.attend(self._host_died, folder.close)
-        engine = engine_named(self._options.engine)
-        lanes = engine.lanes()
-        stack.callback(lanes.close, 0.5)
-        self._loop: EventLoop = EventLoop()
-        stack.callback(self._loop.close, 0.5)
-        self._entrance = Entrance(self._environment, folder, tls=self._options.tls, network=self._options.network)
-        stack.callback(self._entrance.close)
-        self._broker = GRPCBroker(self._entrance.transport, engine, lanes, name="plugin")
-        stack.callback(self._broker.close)
-        self._server: Server = engine.server(lanes, self._options.server_options)
-        stack.callback(self._server.stop, ANSWER_GRACE)
-        self._register()
-        self._entrance.serve(self._server)
+        around = Surroundings(
+            self._environment, folder, self._output, self._options, end=self._shutdown, ending=self._ending
+        )
+        self._serving: Serving = GRPCServing(self._served, around)
+        stack.callback(self._serving.close)
         streams = ReplacedStreams(self._output)
         stack.callback(write_rest, self._output)
         stack.callback(streams.restore)
-        self._server.start()
-
-    def _register(self) -> None:
-        from hybridload.goplugin.grpc.broker_server import broker_service
-        from hybridload.goplugin.grpc.contract_server import contract_service
-        from hybridload.goplugin.grpc.controller import controller_service
-        from hybridload.goplugin.grpc.health import health_service
-        from hybridload.goplugin.grpc.host_calls import HostCalls
-        from hybridload.goplugin.grpc.objects import BrokerObjects
-        from hybridload.goplugin.grpc.stdio_server import stdio_service
-
-        server = self._server
-        objects = BrokerObjects(
-            self._broker, self._loop, lambda contract: HostCalls(contract, self._broker.engine.rpc_error)
-        )
-        server.add_generic_rpc_handlers(
-            (
-                health_service(server, self._ending),
-                controller_service(self._shutdown),
-                stdio_service(self._output),
-                broker_service(self._broker),
-            )
-        )
-        for served in self._served.values():
-            if isinstance(served.plugin, Contract):
-                service = contract_service(
-                    served.plugin.complete(), served.implementation, engine=server, loop=self._loop, objects=objects
-                )
-                server.add_generic_rpc_handlers((service,))
-            else:
-                served.plugin.grpc_server(self._broker, server)
+        self._serving.start()
 
     # -- while
 
@@ -334,20 +269,18 @@ class _Serving:
     # -- after
 
     def _end(self) -> None:
-        from hybridload.goplugin.grpc.handlers import CALLS, CONTROL, STREAMS
-
         self._ending.set()
         try:
-            self._server.refuse_calls()
-            if not self._server.wait_idle(CALLS, CALL_GRACE):
+            self._serving.refuse_calls()
+            if not self._serving.wait_for_calls(CALL_GRACE):
                 log.warning("calls are still in flight after %g s and are cut off", CALL_GRACE)
-            self._server.wait_idle(STREAMS, STREAM_GRACE)
+            self._serving.wait_for_streams(STREAM_GRACE)
             self._close_implementations()
             if not self._output.finish(OUTPUT_GRACE):
                 log.debug("the host did not take all output in time")
         finally:
             self._answerable.set()
-        self._server.wait_idle(CONTROL, ANSWER_GRACE)
+        self._serving.wait_for_answers(ANSWER_GRACE)
 
     def _close_implementations(self) -> None:
         objects = {id(served.implementation): (kind, served.implementation) for kind, served in self._served.items()}

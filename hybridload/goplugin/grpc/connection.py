@@ -15,10 +15,10 @@ from typing import Any
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
 from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError, StartTimeout
+from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.broker import GRPCBroker
 from hybridload.goplugin.grpc.contract_client import contract_methods
-from hybridload.goplugin.grpc.contract_server import EventLoop
 from hybridload.goplugin.grpc.engine import Endpoint, Engine
 from hybridload.goplugin.grpc.objects import BrokerObjects
 from hybridload.goplugin.grpc.stdio_client import StdioStream

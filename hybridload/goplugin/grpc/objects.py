@@ -13,9 +13,10 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.broker import BrokeredServer, GRPCBroker
 from hybridload.goplugin.grpc.contract_client import CallContext, contract_methods
-from hybridload.goplugin.grpc.contract_server import EventLoop, contract_service
+from hybridload.goplugin.grpc.contract_server import contract_service
 from hybridload.handle import handle_class, new_handle
 
 if TYPE_CHECKING:
