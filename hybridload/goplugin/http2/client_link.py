@@ -292,6 +292,16 @@ class ClientLink(Link):
         except WorkersClosed:
             logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
 
+    def _send_owed(self) -> None:
+        """Write what a reader owes. A peer that has hung up may have answered before: reading on tells."""
+        try:
+            if not self.flush_without_waiting():
+                self.workers.submit(self._flush_in_background)
+        except StreamError as error:
+            logger.debug("%s does not want what it is owed: %s", self.stream.peer, error)
+        except WorkersClosed:
+            logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
+
     def _flush_in_background(self) -> None:
         try:
             self.flush()
@@ -349,7 +359,7 @@ class ClientLink(Link):
         data = b""
         try:
             if self.connection.due:
-                self.flush_or_delegate()  # what is due goes out before this thread is lost to reading
+                self._send_owed()  # what is due goes out before this thread is lost to reading
             data = self.receive(timeout)
         except StreamError as error:
             failure = str(error)

@@ -395,3 +395,44 @@ def test_an_error_says_which_call_ended_how() -> None:
     assert str(rpc_error(Status(StatusCode.NOT_FOUND, "no such thing"), (), "/t.T/Get")) == (
         "/t.T/Get: NOT_FOUND: no such thing"
     )
+
+
+class Piecewise:
+    """A stream whose reader gets 30 bytes at a time, and none before the peer has said all and hung up."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self._stream = stream
+        self.hung_up = threading.Event()
+
+    def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
+        assert self.hung_up.wait(10)
+        return self._stream.receive(min(max_bytes, 30), timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def test_an_answer_counts_though_the_peer_hung_up_before_it_was_read() -> None:
+    mine, theirs = socket_pair()
+    stream = Piecewise(mine)
+
+    def answer_and_hang_up() -> None:
+        connection = Connection(Role.SERVER)
+        opened: list[int] = []
+        while not opened:
+            events = connection.receive(theirs.receive())
+            opened = [event.stream_id for event in events if isinstance(event, HeadersReceived)]
+        theirs.send_all(connection.data_to_send())
+        connection.ping(b"are-you?")  # one more thing that the client owes an answer
+        connection.send_headers(opened[0], OK_RESPONSE)
+        connection.send_data(opened[0], b"\0\0\0\0\x01x")
+        connection.send_headers(opened[0], OK_TRAILERS, end_stream=True)
+        theirs.send_all(connection.data_to_send())
+        theirs.close()
+        stream.hung_up.set()
+
+    peer = threading.Thread(target=answer_and_hang_up)
+    peer.start()
+    with Channel(lambda: stream) as channel:
+        assert channel.unary_unary("/t.T/Echo")(b"x", timeout=10) == b"x"
+    peer.join()
