@@ -9,14 +9,17 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import stat
+import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid; unix(7)
 _SEALS = ("F_SEAL_WRITE", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 
 
@@ -246,3 +249,45 @@ def _exists(pid: int) -> bool:
     except OSError:
         pass
     return True
+
+
+def peer_pid(connected: socket.socket) -> int | None:
+    """Which process connected a unix socket, or was connected to; `None` where the system does not tell."""
+    if sys.platform == "linux":
+        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(credentials)[0]
+        return pid
+    return None
+
+
+class NamelessSocket:
+    """A bound unix socket whose file is gone: only this process still has a path that leads to it.
+
+    On Linux a descriptor of the file is as good as its name. Elsewhere the file stays until `close`, and who may enter
+    its folder decides.
+
+    :param path: where the socket was bound.
+    :param remove: removes the file.
+    """
+
+    def __init__(self, path: str, remove: Callable[[], None]) -> None:
+        self.address = path
+        """A path to connect to, within this process."""
+        self._remove: Callable[[], None] | None = remove
+        self._descriptor = -1
+        if hasattr(os, "O_PATH"):
+            self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            known = f"/proc/self/fd/{self._descriptor}"
+            if is_socket(known):
+                self.address = known
+                self._remove = None
+                remove()
+
+    def close(self) -> None:
+        """Let go of the socket, and remove its file where that has not been done. Safe to call twice."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        remove, self._remove = self._remove, None
+        if remove is not None:
+            remove()

@@ -127,7 +127,7 @@ class Client:
         plugins: PluginSet,
         handshake: Handshake,
         name: str | None = None,
-        auto_mtls: bool = False,
+        auto_mtls: bool = True,
         multiplex: bool = False,
         sha256: str | None = None,
         allowed_protocols: Sequence[str] = ("grpc",),
@@ -410,6 +410,7 @@ class Client:
             on_exit=self._exited,
             lifeline=None if self._outlive_host else self._lifeline,
         )
+        _import_connection(self._engine, tls=self._auto_mtls)
         # A kill that came before there was a process to kill is seen here.
         raw = b"" if self._closing.is_set() else self._first_line.wait(deadline - time.monotonic())
         if self._closing.is_set():
@@ -789,6 +790,16 @@ def cleanup_clients() -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _import_connection(engine: str | None, *, tls: bool) -> None:
+    """Import what connecting takes, which a process that is starting up leaves time for."""
+    from hybridload.goplugin.grpc import connection  # noqa: F401
+    from hybridload.goplugin.grpc.engines import engine_named
+
+    engine_named(engine)
+    if tls:
+        from hybridload.goplugin.streams import tls as streams_tls  # noqa: F401
 
 
 def _external(

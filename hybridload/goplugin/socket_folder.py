@@ -12,11 +12,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import tempfile
 import uuid
 
-# What sockaddr_un has room for on every system that we know (104 bytes on macOS, 108 on Linux, with the final NUL).
-_LONGEST_PATH = 103
+from hybridload.goplugin.streams.sockets import private_folder
 
 
 class SocketFolder:
@@ -36,7 +34,7 @@ class SocketFolder:
         self._owner = os.getpid()
         self._own = folder is None
         if folder is None:
-            folder = _private_folder(parent)
+            folder = private_folder(parent)
             if self._group is not None:
                 _share(folder, self._group, 0o710)
         elif not os.path.isdir(folder):
@@ -69,18 +67,6 @@ class SocketFolder:
         self._paths.clear()
         if self._own:
             shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _private_folder(parent: str | None) -> str:
-    folder = tempfile.mkdtemp(prefix="hybridload-", dir=parent)
-    if (
-        parent is not None
-        or len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH
-        or not os.path.isdir("/tmp")
-    ):
-        return folder
-    os.rmdir(folder)
-    return tempfile.mkdtemp(prefix="hybridload-", dir="/tmp")
 
 
 def _group_id(group: str) -> int:

@@ -191,8 +191,12 @@ def test_reports_that_there_is_no_common_version(host_of: Callable[..., Any]) ->
 
 @pytest.mark.parametrize(
     ("engine", "flags"),
-    [("direct", ()), ("direct", ("-mtls",)), ("grpcio", ())],
-    ids=["direct", "direct under TLS", "grpcio"],
+    [
+        (engine, flags)
+        for engine in ("direct", "grpcio")
+        for flags in ((), ("-mtls",), ("-multiplex",), ("-mtls", "-multiplex"))
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value) or "plain",
 )
 def test_every_engine_serves_it(host_of: Callable[..., Any], engine: str, flags: tuple[str, ...]) -> None:
     calls = ("ping", "greet", 'torture.Torture/Count={"count":"100"}', write("OS_STDOUT", 100_000))

@@ -38,8 +38,10 @@ TEN_MEGABYTES = str(10 * 1024 * 1024)
 def start_bad(new_client: NewClient) -> Callable[..., Any]:
     """Starts a bad plugin; gives the error that it ends in, which must be in time and must have the words."""
 
-    def start(*command: str | Path, error: type[PluginError], says: str = "", timeout: float = 10) -> Any:
-        client = new_client(*command, start_timeout=timeout)
+    def start(
+        *command: str | Path, error: type[PluginError], says: str = "", timeout: float = 10, **options: Any
+    ) -> Any:
+        client = new_client(*command, start_timeout=timeout, **options)
         began = time.monotonic()
         with pytest.raises(error) as caught:
             client.start()
@@ -207,7 +209,7 @@ def test_a_refusal_of_a_plugin_that_stays_has_its_last_words_too(script: Callabl
 
 @pytest.fixture(params=["direct", "grpcio"])
 def on_engine(request: pytest.FixtureRequest, new_client: NewClient) -> dict[str, Any]:
-    return {"engine": request.param}
+    return {"engine": request.param, "auto_mtls": False}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,20 @@ def test_an_end_right_after_the_line_is_a_crash(
 
 
 def test_a_unix_socket_whose_path_is_too_long_for_any_system_is_named(script: Callable[..., Any]) -> None:
-    script(f"echo '1|1|unix|/{'x' * 200}|grpc'; exec sleep 60", error=HandshakeError, says="no gRPC server answers")
+    line = f"1|1|unix|/{'x' * 200}|grpc"
+    script(f"echo '{line}'; exec sleep 60", error=HandshakeError, says="no gRPC server answers", auto_mtls=False)
+
+
+def test_a_plugin_that_cannot_do_tls_is_told_from_one_that_can(script: Callable[..., Any]) -> None:
+    script("echo '1|1|unix|/s|grpc'; exec sleep 60", error=HandshakeError, says="set auto_mtls = false for it")
+    line = f"1|1|unix|/s|grpc|{'A' * 60}"
+    script(f"echo '{line}'; exec sleep 60", error=HandshakeError, says="wants TLS", auto_mtls=False)
+
+
+def test_a_plugin_that_cannot_share_one_socket_is_named(script: Callable[..., Any]) -> None:
+    options = {"auto_mtls": False, "multiplex": True}
+    for line in ("1|1|unix|/s|grpc", "1|1|unix|/s|grpc||false"):
+        script(f"echo '{line}'; exec sleep 60", error=HandshakeError, says="set multiplex = false for it", **options)
 
 
 # Files that are no programs

@@ -37,7 +37,7 @@ def greets(new_client: NewClient) -> Callable[..., str]:
 def bare(greets: Callable[..., str], go_build: Callable[[str], Path]) -> Callable[..., str]:
     """The same of `tests/go/bareplugin` with flags."""
     program = go_build("tests/go/bareplugin")
-    return lambda *flags, **options: greets(program, *flags, **options)
+    return lambda *flags, **options: greets(program, *flags, **{"auto_mtls": False, **options})
 
 
 # The line
@@ -65,7 +65,7 @@ def test_a_line_that_nothing_ends_counts_once_standard_output_is_closed(
         f'read -r line < {tmp_path}/line\nprintf %s "$line"\nexec >&-\nwait\n'
     )
     program.chmod(0o755)
-    assert greets(program) == "Hello from a bare server!"
+    assert greets(program, auto_mtls=False) == "Hello from a bare server!"
 
 
 def test_the_first_connection_may_be_accepted_late(bare: Callable[..., str]) -> None:
@@ -167,7 +167,7 @@ def test_what_a_host_was_told_as_a_plugin_is_not_handed_on(
         "PLUGIN_MIN_PORT",
     ):
         monkeypatch.setenv(name, "stale")
-    client = new_client()
+    client = new_client(auto_mtls=False)
     got = environment(client)
     assert "stale" not in got.values()
     assert "PLUGIN_CLIENT_CERT" not in got

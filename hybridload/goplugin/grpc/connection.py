@@ -226,7 +226,7 @@ class GRPCConnection:
             late = code == "DEADLINE_EXCEEDED"
             raise (StartTimeout if late else HandshakeError)(
                 f"says that it listens on {endpoint.name}, but no gRPC server answers there: "
-                + ("nothing came within the start timeout" if late else f"{error.details()}"),
+                + ("nothing came within the start timeout" if late else self._engine.why(self.channel, error)),
                 plugin=self._name,
             ) from error
 

@@ -41,6 +41,9 @@ class DirectEngine:
             max_receive=_limit(given, "grpc.max_receive_message_length"),
         )
 
+    def why(self, channel: Any, error: Any) -> str:
+        return str(error.details())
+
     def lanes(self) -> NoLanes:
         return NoLanes()
 

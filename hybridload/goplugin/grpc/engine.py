@@ -93,6 +93,9 @@ class Engine(Protocol):
     def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
         """A channel, shaped as `grpc.Channel`, that connects at the first call."""
 
+    def why(self, channel: Any, error: Any) -> str:
+        """Why the first call on a channel failed with an error of `rpc_error`, as the part of a sentence."""
+
     def lanes(self) -> Any:
         """The threads that servers of this engine run calls on; they start when they are first needed."""
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import grpc
 
+from hybridload.goplugin.grpc.bridge import ClientBridge
 from hybridload.goplugin.line import Network
 
 RpcError: Any = grpc.RpcError
@@ -20,6 +21,8 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.keepalive_time_ms", 2**31 - 1),
     # A plugin's process has one life; a connection that broke is never worth waiting for.
     ("grpc.enable_retries", 0),
+    # Nor is one that was closed for want of calls: it may be the only one that the other side accepts.
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),
     # Two plugins may share an address over time; no connection is shared between channels.
     ("grpc.use_local_subchannel_pool", 1),
     # A proxy from the environment must not get between a host and a plugin on tcp.
@@ -38,3 +41,50 @@ def open_channel(network: Network, address: str, options: Sequence[tuple[str, An
     # A target is a URI: `%`, `?` and `#` in a path mean something else there.
     target = f"unix:{quote(address)}" if network == "unix" else f"dns:///{address}"
     return grpc.insecure_channel(target, options=[*_OPTIONS, *options])
+
+
+def bridged_channel(bridge: ClientBridge, options: Sequence[tuple[str, Any]] = ()) -> BridgedChannel:
+    """A channel whose connections cross a bridge, which it owns."""
+    return BridgedChannel(open_channel("unix", bridge.address, options), bridge)
+
+
+class BridgedChannel(grpc.Channel):  # type: ignore[misc]  # grpc has no types
+    """A channel of grpcio that closes its bridge with itself."""
+
+    def __init__(self, channel: grpc.Channel, bridge: ClientBridge) -> None:
+        self._channel = channel
+        self._bridge = bridge
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the last connection that did not end well."""
+        return self._bridge.failure
+
+    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._channel.unary_unary(*args, **kwargs)
+
+    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._channel.unary_stream(*args, **kwargs)
+
+    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+        return self._channel.stream_unary(*args, **kwargs)
+
+    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._channel.stream_stream(*args, **kwargs)
+
+    def subscribe(self, *args: Any, **kwargs: Any) -> Any:
+        return self._channel.subscribe(*args, **kwargs)
+
+    def unsubscribe(self, *args: Any, **kwargs: Any) -> Any:
+        return self._channel.unsubscribe(*args, **kwargs)
+
+    def close(self) -> None:
+        """Close the channel and its bridge. Safe to call twice."""
+        self._channel.close()
+        self._bridge.close()
+
+    def __enter__(self) -> BridgedChannel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -7,8 +7,9 @@ from typing import Any
 
 import grpc
 
+from hybridload.goplugin.grpc.bridge import ClientBridge
 from hybridload.goplugin.grpc.engine import Endpoint
-from hybridload.goplugin.grpc.grpcio_channel import open_channel
+from hybridload.goplugin.grpc.grpcio_channel import BridgedChannel, bridged_channel, open_channel
 from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
 
 
@@ -21,7 +22,12 @@ class GrpcioEngine:
     def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
         if endpoint.plain is not None:
             return open_channel(*endpoint.plain, options)
-        raise NotImplementedError("a bridge")
+        return bridged_channel(ClientBridge(endpoint.open, endpoint.name), options)
+
+    def why(self, channel: Any, error: Any) -> str:
+        if isinstance(channel, BridgedChannel) and channel.failure is not None:
+            return str(channel.failure)
+        return str(error.details())
 
     def lanes(self) -> Lanes:
         return Lanes()

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import grpc
 
+from hybridload.goplugin.grpc.bridge import Bridge, ServerSocket
 from hybridload.goplugin.grpc.handlers import (
     CALLS,
     CONTROL,
@@ -89,6 +90,8 @@ class GrpcioServer:
         handlers: Any = (self._router,)
         self._server.add_generic_rpc_handlers(handlers)
         self._started = False
+        self._socket: ServerSocket | None = None
+        self._bridges: list[Bridge] = []
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
         self._router.add(generic_rpc_handlers)
@@ -116,16 +119,27 @@ class GrpcioServer:
 
     def start(self) -> None:
         """Serve, from grpcio's own threads and those of the lanes."""
-        self._started = True
-        self._server.start()
+        if not self._started:
+            self._started = True
+            self._server.start()
 
     def serve(self, listener: Listener) -> None:
-        raise NotImplementedError("a bridge")
+        """Serve what a listener accepts, across a bridge, from now until `stop`, which closes the listener."""
+        if self._socket is None:
+            self._socket = ServerSocket(lambda path: self.listen("unix", path))
+            self.start()
+        self._bridges.append(
+            Bridge(listener, self._socket.connect, name=f"to {listener.address}", on_idle=self._look_idle)
+        )
+
+    def _look_idle(self) -> None:
+        if self._on_idle is not None and not self.connected:
+            self._on_idle()
 
     @property
     def connected(self) -> bool:
         """Whether anybody is connected through a listener."""
-        return False
+        return any(bridge.connected for bridge in self._bridges)
 
     def wait_idle(self, lane: str, timeout: float) -> bool:
         """Wait until no call of a lane is in flight; whether that came within `timeout` seconds."""
@@ -143,7 +157,13 @@ class GrpcioServer:
         if not self._started:
             # grpcio insists that a server that listens is stopped, and only a started one can be.
             self.start()
+        for bridge in self._bridges:
+            bridge.stop_accepting()
         ended: bool = self._server.stop(grace=grace).wait(grace + 1.0)
+        for bridge in self._bridges:
+            bridge.close()
+        if self._socket is not None:
+            self._socket.close()
         return ended
 
 

@@ -21,12 +21,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hybridload import platforms
 from hybridload.goplugin.streams.base import Buffer, Listener, StreamClosed, StreamError, StreamReset
 
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 _GATHER_BY_COPY = 8192  # bytes; below this, joining costs less than what `sendmsg` does per buffer
 _MAX_BUFFERS = 512  # buffers in one `sendmsg`; POSIX promises 16, every system that we know takes 1024
 _FOREVER_MS = 2**31 - 1
+# What sockaddr_un has room for on every system that we know (104 bytes on macOS, 108 on Linux, with the final NUL).
+_LONGEST_PATH = 103
 _CAN_POLL = hasattr(select, "poll")
 _CAN_GATHER = hasattr(socket.socket, "sendmsg")
 
@@ -59,6 +62,13 @@ class SocketStream:
     def fileno(self) -> int:
         """The socket's descriptor; -1 when it is closed."""
         return self._socket.fileno()
+
+    def peer_pid(self) -> int | None:
+        """The process at the other end of a unix socket; `None` where the system does not tell."""
+        try:
+            return platforms.peer_pid(self._socket)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def send(self, data: Buffer) -> None:
         try:
@@ -258,12 +268,18 @@ class SocketListener:
                 return SocketStream(connected, _peer_name(self._network, address or self._address))
         raise StreamClosed(f"the listener on {self._network}:{self._address} was closed")
 
+    def forget_name(self) -> None:
+        """Remove the socket file now, for whoever has another way to it. Safe to call twice."""
+        with self._closing:
+            cleanup, self._cleanup = self._cleanup, lambda: None
+            cleanup()
+
     def close(self) -> None:
+        self.forget_name()
         with self._closing:
             if self._closed:
                 return
             self._closed = True
-            self._cleanup()
             self._wake.close()
         self._let_go()
 
@@ -293,6 +309,23 @@ class UnixAccess:
         return cls(mode=0o660, group=group)
 
 
+def private_folder(parent: str | None = None) -> str:
+    """Make a folder that only this user may enter, ``hybridload-…``, with a path that leaves room for a socket's name.
+
+    :param parent: where; the temporary folder by default, or ``/tmp`` when the path of that is too long.
+    :raises OSError: it cannot be made.
+    """
+    folder = tempfile.mkdtemp(prefix="hybridload-", dir=parent)
+    if (
+        parent is not None
+        or len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH
+        or not os.path.isdir("/tmp")
+    ):
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix="hybridload-", dir="/tmp")
+
+
 def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess = UnixAccess()) -> SocketListener:
     """Listen on a new unix socket with a name that cannot be guessed.
 
@@ -300,7 +333,7 @@ def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess
         removes it with the listener.
     :raises StreamError: the folder cannot be used, its path is too long for a socket, or the group does not exist.
     """
-    private = None if folder is not None else tempfile.mkdtemp(prefix="hybridload-")
+    private = None if folder is not None else private_folder()
     path = os.path.join(private or os.fspath(folder or ""), f"plugin{secrets.token_hex(6)}")
 
     def cleanup() -> None:
