@@ -104,7 +104,7 @@ def given_service(contract: Contract[Any]) -> Given:
                 f"{contract!r}: service is {service!r}; give a full name or a ServiceDescriptor, "
                 'e.g. greeter_pb2.DESCRIPTOR.services_by_name["GreeterService"].'
             )
-        return _find(contract, service.full_name, _with_dependencies(service.file))
+        return _find(contract, service.full_name, file_with_dependencies(service.file))
     if contract.proto is not None:
         return _find(contract, service, _sorted_files(contract, _compile(contract)))
     return _find(contract, service, _sorted_files(contract, contract.descriptor_set or b""))
@@ -137,7 +137,8 @@ def _likely(interface: str, services: dict[str, str]) -> str | None:
     return next(iter(services)) if len(services) == 1 else None
 
 
-def _with_dependencies(file: FileDescriptor) -> list[descriptor_pb2.FileDescriptorProto]:
+def file_with_dependencies(file: FileDescriptor) -> list[descriptor_pb2.FileDescriptorProto]:
+    """A compiled file and all that it imports as data, imports first."""
     found: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
     def visit(current: FileDescriptor) -> None:

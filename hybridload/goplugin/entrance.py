@@ -80,7 +80,8 @@ class Entrance:
             address=self._address,
             protocol=protocol,
             certificate=None if self._certificate is None else self._certificate.der,
-            multiplex=self._asked_multiplex,
+            # Not whether it will be done, but whether it can: Go's answer is the same for whatever value is asked with.
+            multiplex=None if self._asked_multiplex is None else True,
         )
 
     def serve(self, server: Server) -> None:

@@ -8,7 +8,7 @@ What holds, read off go-plugin v1.8.0 (client.go, server.go):
 - protocol is `grpc` or `netrpc`; a line of four fields means netrpc, an empty fifth field is an error.
 - certificate is the base64 (standard alphabet, no padding) of the DER of the plugin's certificate; it counts only when
   the text is longer than 50 characters. Go prints the field always, mostly empty.
-- multiplex is there only when the host asked for it, and is true when the plugin agrees.
+- multiplex is there only when the host asked about it, and is true when the plugin can do it.
 - Fewer than four fields are no handshake line. Fields after the seventh are ignored.
 
 Pure: no sockets, no processes.

@@ -172,9 +172,10 @@ def test_the_line_has_six_fields_and_a_private_socket_that_goes_away(start: Call
     assert "after\n" in host.rest()[1]
 
 
-@pytest.mark.parametrize(("value", "answer"), [("true", "true"), ("1", "true"), ("false", "false"), ("no", "false")])
-def test_whoever_asks_for_multiplexing_is_answered(start: Callable[..., Host], value: str, answer: str) -> None:
-    assert start(**{MULTIPLEX: value}).fields[4:] == ["grpc", "", answer]
+@pytest.mark.parametrize("value", ["true", "1", "false", "no"])
+def test_whoever_asks_about_multiplexing_learns_that_it_can_be_done(start: Callable[..., Host], value: str) -> None:
+    """Go's plugins say so whatever the value is; only a true one has it done."""
+    assert start(**{MULTIPLEX: value}).fields[4:] == ["grpc", "", "true"]
 
 
 @pytest.mark.parametrize(

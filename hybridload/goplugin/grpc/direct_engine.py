@@ -15,6 +15,7 @@ from hybridload.goplugin.grpc.handlers import (
     MethodHandler,
     ServiceHandler,
     behavior_name,
+    service_names,
 )
 from hybridload.goplugin.http2.channel import Channel
 from hybridload.goplugin.http2.server import Server
@@ -89,6 +90,10 @@ class DirectServer:
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         self.add_generic_rpc_handlers((ServiceHandler(service_name, method_handlers),))
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        return service_names(self._handlers)
 
     def abort(
         self, context: Any, code: str, message: str, trailing_metadata: Sequence[tuple[str, str | bytes]] = ()

@@ -46,6 +46,10 @@ class Server(Protocol):
         :param code: the status code's name, e.g. ``"NOT_FOUND"``.
         """
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The full names of the services that were added, as far as their handlers tell."""
+
     binds_sockets: bool
     """Whether it can listen on plain sockets by itself, and does so better than through `serve`."""
 

@@ -96,6 +96,11 @@ class ServiceHandler:
         return self._methods.get(handler_call_details.method)
 
 
+def service_names(handlers: Sequence[Any]) -> tuple[str, ...]:
+    """The services of those handlers that tell, sorted. A generic handler need not."""
+    return tuple(sorted({name() for handler in handlers if (name := getattr(handler, "service_name", None))}))
+
+
 class Engine(Protocol):
     """What service code asks of whatever serves it."""
 

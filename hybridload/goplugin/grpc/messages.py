@@ -6,16 +6,19 @@ would refuse them as soon as another library in the process registers `plugin.GR
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 
+def _read() -> bytes:
+    return resources.files("hybridload.goplugin.grpc").joinpath("protocol.binpb").read_bytes()
+
+
 def _load() -> descriptor_pool.DescriptorPool:
-    files = descriptor_pb2.FileDescriptorSet.FromString(
-        resources.files("hybridload.goplugin.grpc").joinpath("protocol.binpb").read_bytes()
-    )
+    files = descriptor_pb2.FileDescriptorSet.FromString(_read())
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.Add(file)
@@ -47,3 +50,27 @@ STREAM_STDIO = "/plugin.GRPCStdio/StreamStdio"
 START_STREAM = "/plugin.GRPCBroker/StartStream"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+
+
+@dataclass(frozen=True, slots=True)
+class Reflection:
+    """The messages of one version of server reflection, which differ in their package alone."""
+
+    request: Any
+    response: Any
+
+
+def reflection(version: str) -> Reflection:
+    """The messages of server reflection, ``"v1"`` or ``"v1alpha"``."""
+    package = f"grpc.reflection.{version}"
+    return Reflection(_message(f"{package}.ServerReflectionRequest"), _message(f"{package}.ServerReflectionResponse"))
+
+
+def reflection_service(version: str) -> str:
+    """The full name of the service of a version."""
+    return f"grpc.reflection.{version}.ServerReflection"
+
+
+def protocol_files() -> list[Any]:
+    """The files of the protocol's own services, each after those that it imports."""
+    return list(descriptor_pb2.FileDescriptorSet.FromString(_read()).file)

@@ -29,6 +29,7 @@ from hybridload.goplugin.grpc.handlers import (
     MethodHandler,
     ServiceHandler,
     behavior_name,
+    service_names,
 )
 from hybridload.goplugin.grpc.threads import CallThreads
 from hybridload.goplugin.streams.base import Listener
@@ -98,6 +99,11 @@ class GrpcioServer:
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         self._router.add((ServiceHandler(service_name, method_handlers),))
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The full names of the services that were added."""
+        return service_names(self._router.handlers)
 
     def abort(
         self, context: Any, code: str, message: str, trailing_metadata: Sequence[tuple[str, str | bytes]] = ()
@@ -187,6 +193,10 @@ class _Router:
 
     def refuse(self) -> None:
         self._refusing = True
+
+    @property
+    def handlers(self) -> tuple[Any, ...]:
+        return self._handlers
 
     def add(self, handlers: Sequence[Any]) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from hybridload.contract import Contract
 from hybridload.goplugin.entrance import Entrance
@@ -18,10 +19,14 @@ from hybridload.goplugin.grpc.handlers import CALLS, CONTROL, STREAMS
 from hybridload.goplugin.grpc.health import health_service
 from hybridload.goplugin.grpc.host_calls import HostCalls
 from hybridload.goplugin.grpc.objects import BrokerObjects
+from hybridload.goplugin.grpc.reflection_server import reflection_services
 from hybridload.goplugin.grpc.stdio_server import stdio_service
 from hybridload.goplugin.line import HandshakeLine
 from hybridload.goplugin.plugins import GRPCPlugin
 from hybridload.goplugin.serving import Served, Surroundings
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.grpc.descriptors import DescriptorIndex
 
 # Seconds for threads that do what cannot be interrupted.
 _JOIN = 0.5
@@ -88,6 +93,7 @@ class GRPCServing:
                 controller_service(around.end),
                 stdio_service(around.output),
                 broker_service(self._broker),
+                *reflection_services(server, lambda: _described(server, kinds)),
             )
         )
         for served in kinds.values():
@@ -99,3 +105,13 @@ class GRPCServing:
             else:
                 assert isinstance(served.plugin, GRPCPlugin)  # else it would not be served over gRPC
                 served.plugin.grpc_server(self._broker, server)
+
+
+def _described(server: Server, kinds: Mapping[str, Served]) -> DescriptorIndex:
+    """What server reflection tells."""
+    from hybridload.goplugin.grpc import messages
+    from hybridload.goplugin.grpc.descriptors import DescriptorIndex
+
+    contracts = [served.plugin for served in kinds.values() if isinstance(served.plugin, Contract)]
+    files = [contract.complete().wire().files for contract in contracts]
+    return DescriptorIndex.of(server.services, [messages.protocol_files(), *files])
