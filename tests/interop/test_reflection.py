@@ -77,7 +77,7 @@ def test_a_go_tool_reads_a_python_plugin_as_it_reads_a_go_one(
 ) -> None:
     reflector = go_build("tests/go/reflector")
     answers = {
-        language: ask(reflector, start(language, env={"HYBRIDLOAD_ENGINE": plugin_engine}), version)
+        language: ask(reflector, start(language, auto_mtls=False, env={"HYBRIDLOAD_ENGINE": plugin_engine}), version)
         for language in ("go", "python")
     }
     services = {
@@ -130,6 +130,7 @@ def test_a_server_without_reflection_is_told_apart(
         [go_build("tests/go/bareplugin")],
         plugins={"greeter": go_plugins.plugins["greeter"]},
         handshake=go_plugins.handshake,
+        auto_mtls=False,
     )
     with client:
         asking = reflection_client(client)
