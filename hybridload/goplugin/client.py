@@ -585,12 +585,13 @@ class Client:
         tls = self._tls(line)
         if not self._multiplex:
             return SocketTransport(tls, outwards=self._runner.host_to_plugin, inwards=self._runner.plugin_to_host)
-        from hybridload.goplugin.streams.mux import Mux
+        from hybridload.goplugin.streams.mux import Mux, MuxConfig
         from hybridload.goplugin.streams.sockets import connect
 
         network, address = self._runner.plugin_to_host(line.network, line.address)
         try:
-            session = Mux(connect(network, address, self._start_timeout), client=True)
+            stream = connect(network, address, self._start_timeout)
+            session = Mux(stream, client=True, config=MuxConfig(half_close=False))
         except (OSError, TimeoutError) as error:
             raise HandshakeError(
                 f"Plugin {self.name!r} says that it listens on {network} {address}, but nobody answers there: {error}.",

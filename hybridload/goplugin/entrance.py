@@ -178,14 +178,15 @@ class _LateTransport:
         return self._below
 
     def _accept(self, listener: Listener) -> None:
-        from hybridload.goplugin.streams.mux import Mux
+        from hybridload.goplugin.streams.mux import Mux, MuxConfig
 
         try:
             stream = listener.accept(FIRST_CONNECTION)
         except (StreamError, TimeoutError) as error:
             log.debug("the host did not connect in time: %s", error)
         else:
-            self._below = MultiplexedTransport(Mux(stream, client=False), self._tls, name="plugin", main=self.main.put)
+            session = Mux(stream, client=False, config=MuxConfig(half_close=False))
+            self._below = MultiplexedTransport(session, self._tls, name="plugin", main=self.main.put)
         finally:
             listener.close()
             self._connected.set()

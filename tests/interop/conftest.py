@@ -283,7 +283,8 @@ def install(project: Path, site: Path) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What passed between Go and Python, with times; each row is a test's property ``pairing``."""
     reports = terminalreporter.stats.get("passed", ()) if terminalreporter.verbosity > 0 else ()
-    rows = [value for report in reports for name, value in report.user_properties if name == "pairing"]
+    noted = sorted(value for report in reports for name, value in report.user_properties if name == "pairing")
+    rows = {tuple(row[:5]): row for row in reversed(noted)}.values()  # the fastest of several runs
     if not rows:
         return
     terminalreporter.section("pairings (milliseconds)")

@@ -27,9 +27,9 @@ SHIPPED = "github.com/hashicorp/go-plugin/examples"
 PATIENCE = 60.0  # seconds
 
 PROTECTIONS = {
-    "plain": {},
+    "plain": {"auto_mtls": False},
     "mtls": {"auto_mtls": True},
-    "multiplex": {"multiplex": True},
+    "multiplex": {"auto_mtls": False, "multiplex": True},
     "mtls+multiplex": {"auto_mtls": True, "multiplex": True},
 }
 GO_PLUGINS = {
@@ -38,6 +38,13 @@ GO_PLUGINS = {
     "bidirectional": "bidirectional/plugin-go-grpc",
     "bidirectional-given": "bidirectional/plugin-go-grpc",
     "streaming": "streaming/plugin",
+}
+KINDS = {
+    "grpc": "kv_grpc",
+    "negotiated": "kv",
+    "bidirectional": "counter",
+    "bidirectional-given": "counter",
+    "streaming": "streamer",
 }
 LOREM = b"Lorem ipsum dolor sit amet. " * 1000
 
@@ -268,11 +275,10 @@ def their_plugin(
 def test_python_hosts_their_plugins(
     their_plugin: Callable[..., Client], tmp_path: Path, engine: str, example: str, protection: str, record: Record
 ) -> None:
-    began = time.monotonic()
     client = their_plugin(example, **PROTECTIONS[protection])
+    began = time.monotonic()
     client.start()
-    kind = next(iter(client._versions[client.app_version]))
-    dispensed = client.dispense(kind)
+    dispensed = client.dispense(KINDS[example])
     started = time.monotonic()
     assert client.app_version == (3 if example == "negotiated" else 1)
     if example == "streaming":

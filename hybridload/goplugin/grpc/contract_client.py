@@ -74,7 +74,10 @@ def _unary(channel: Any, wire: WireMethod, method: Method, context: CallContext,
             failure = context.translate(error, timeout)
         else:
             return decode(response, objects)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame
 
     return call
 
@@ -93,7 +96,10 @@ def _client_stream(
             failure = requests.error or context.translate(error, timeout)
         else:
             return wire.decode_result(response, objects)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame
 
     return call
 
@@ -147,7 +153,10 @@ def _opened(send: Any, requests: Any, timeout: float | None, context: CallContex
         return send(requests, timeout=timeout)
     except context.rpc_error as error:
         failure = context.translate(error, timeout)
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # it holds this frame
 
 
 class _Requests:
@@ -209,7 +218,10 @@ class RemoteStream:
             failure = own or self._context.translate(error, self._timeout, stream=True)
         else:
             return self._wire.decode_result(chunk, self._objects)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame
 
     def close(self) -> None:
         """Cancel what is still to come. Safe to call twice."""
@@ -282,7 +294,10 @@ def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallCo
             failure = await asyncio.to_thread(context.translate, error, timeout)
         else:
             return wire.decode_result(response, objects)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame
 
     return call
 

@@ -50,6 +50,9 @@ class MuxConfig:
     :param open_timeout: for the peer to accept a stream that was opened, after which the stream is reset. This and the
         next are kept to half a minute.
     :param close_timeout: for the peer to finish a stream that was closed here, after which it is reset.
+    :param half_close: whether a stream can still be sent on when the peer has finished it. Without, it is finished in
+        return at once: who serves gRPC on it waits for that when it stops, and nobody may be reading here who would
+        learn of the end and close it.
     """
 
     session: Config = field(default_factory=Config)
@@ -57,6 +60,7 @@ class MuxConfig:
     keepalive_timeout: float = 10.0
     open_timeout: float = 75.0
     close_timeout: float = 300.0
+    half_close: bool = True
 
 
 class Mux:
@@ -205,6 +209,8 @@ class Mux:
             for event in events:
                 self._hand_out(event)
             for event in events:  # only now, because the session was ahead of us
+                if isinstance(event, StreamFinished) and not self._config.half_close:
+                    self._session.close_write(event.stream_id)
                 if isinstance(event, StreamFinished | StreamAborted):
                     self._forget_if_over(event.stream_id)
             failure = self._session.failure

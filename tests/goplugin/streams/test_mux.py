@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -136,6 +137,19 @@ def test_half_close_ends_one_direction_only(ends: Ends, receive_all: ReceiveAll)
         ours.send(b"more")
     with pytest.raises(StreamClosed):
         ours.send(b"")
+
+
+def test_without_half_close_a_finished_stream_is_finished_in_return(receive_all: ReceiveAll) -> None:
+    near, far = socket_pair()
+    with closing(Mux(near, client=True, config=MuxConfig(half_close=False))) as client:
+        with closing(Mux(far, client=False)) as server:
+            ours, theirs = stream_pair((client, server))
+            theirs.send(b"last words")
+            theirs.close_write()
+            assert receive_all(theirs) == b""  # nobody receives at the other end
+            assert receive_all(ours) == b"last words"
+            with pytest.raises(StreamClosed):
+                ours.send(b"too late")
 
 
 def test_a_stream_blocks_its_sender_and_no_other(
