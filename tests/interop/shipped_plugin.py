@@ -1,7 +1,7 @@
 """Python's part in the examples that ship with go-plugin: their interfaces as contracts, and a plugin for each.
 
-As a program it serves one of them: ``python shipped_plugin.py EXAMPLE``. What the Go plugins keep, they keep in the working
-directory, because the examples' own hosts start a new plugin for every command; so do these.
+As a program it serves one of them: ``python shipped_plugin.py EXAMPLE``. What the Go plugins keep, they keep in the
+working directory, because the examples' own hosts start a new plugin for every command; so do these.
 """
 
 from __future__ import annotations

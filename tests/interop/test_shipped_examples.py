@@ -1,7 +1,8 @@
 """The examples that ship with go-plugin, their own code unmodified, with Python in the place of the host or the plugin.
 
-Their own hosts ask neither for AutoMTLS nor for multiplexing; where those are on, `tests/go/examplehost` takes the place
-of their `main` and uses their halves of the interfaces. A run with ``-v`` ends in a table of all pairings with times.
+Their own hosts ask neither for AutoMTLS nor for multiplexing; where those are on, `tests/go/examplehost` takes the
+place of their `main` and uses their halves of the interfaces. A run with ``-v`` ends in a table of all pairings with
+times.
 """
 
 from __future__ import annotations

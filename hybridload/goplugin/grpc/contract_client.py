@@ -107,18 +107,15 @@ def _client_stream(
 def _send_stream(channel: Any, method: Method) -> Callable[..., bytes]:
     """Send a stream of requests and wait for the answer.
 
-    A Go handler that takes a stream and just returns has answered OK without a message (go-plugin's own streaming example
-    does). Where nothing is to be returned that will do, though gRPC calls it a fault of the server.
+    A Go handler that takes a stream and just returns has answered OK without a message, as in go-plugin's own streaming
+    example. Where nothing is to be returned that will do, though gRPC calls it a fault of the server.
     """
     if method.result_shape is not None:
         return channel.stream_unary(method.path)  # type: ignore[no-any-return]
     open_stream = channel.stream_stream(method.path)
 
     def send(requests: Iterator[bytes], timeout: float | None) -> bytes:
-        answer = b""
-        for answer in open_stream(requests, timeout=timeout):
-            pass
-        return answer
+        return b"".join(open_stream(requests, timeout=timeout))
 
     return send
 
