@@ -14,6 +14,7 @@ import typer
 from hybridload.cli.calling import call_plugin
 from hybridload.cli.listing import list_plugins
 from hybridload.cli.output import ReaderGone, discarded_stdout, one_line
+from hybridload.cli.probing import probe_plugin
 from hybridload.cli.serving import serve_plugin
 from hybridload.cli.session import CallFailed, Session
 from hybridload.errors import ConfigError, ContractError, PluginNotFound
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command("list")(list_plugins)
 app.command("call")(call_plugin)
 app.command("serve")(serve_plugin)
+app.command("probe", context_settings={"allow_interspersed_args": False})(probe_plugin)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -106,8 +106,9 @@ def given_service(contract: Contract[Any]) -> Given:
             )
         return _find(contract, service.full_name, file_with_dependencies(service.file))
     if contract.proto is not None:
-        return _find(contract, service, _sorted_files(contract, _compile(contract)))
-    return _find(contract, service, _sorted_files(contract, contract.descriptor_set or b""))
+        compiled = compile_proto(_locate(contract), repr(contract))
+        return _find(contract, service, read_files(compiled, repr(contract)))
+    return _find(contract, service, read_files(contract.descriptor_set or b"", repr(contract)))
 
 
 def _find(contract: Contract[Any], name: str | None, files: list[descriptor_pb2.FileDescriptorProto]) -> Given:
@@ -151,11 +152,16 @@ def file_with_dependencies(file: FileDescriptor) -> list[descriptor_pb2.FileDesc
     return list(found.values())
 
 
-def _sorted_files(contract: Contract[Any], data: bytes) -> list[descriptor_pb2.FileDescriptorProto]:
+def read_files(data: bytes, whose: str) -> list[descriptor_pb2.FileDescriptorProto]:
+    """The files of a serialized `FileDescriptorSet`, each after those that it imports.
+
+    :param whose: begins an error's message.
+    :raises ContractError: it is none, or lacks an import.
+    """
     try:
         files = {file.name: file for file in descriptor_pb2.FileDescriptorSet.FromString(data).file}
     except Exception as error:
-        raise ContractError(f"{contract!r}: descriptor_set is no serialized FileDescriptorSet: {error}") from error
+        raise ContractError(f"{whose}: descriptor_set is no serialized FileDescriptorSet: {error}") from error
     found: dict[str, descriptor_pb2.FileDescriptorProto] = {}
 
     def visit(name: str, by: str) -> None:
@@ -163,7 +169,7 @@ def _sorted_files(contract: Contract[Any], data: bytes) -> list[descriptor_pb2.F
             return
         if name not in files:
             raise ContractError(
-                f"{contract!r}: {by} imports {name}, which the descriptors lack; make them with --include_imports."
+                f"{whose}: {by} imports {name}, which the descriptors lack; make them with --include_imports."
             )
         file = files.pop(name)
         for dependency in file.dependency:
@@ -175,13 +181,18 @@ def _sorted_files(contract: Contract[Any], data: bytes) -> list[descriptor_pb2.F
     return list(found.values())
 
 
-def _compile(contract: Contract[Any]) -> bytes:
-    path = _locate(contract)
+def compile_proto(path: Path, whose: str) -> bytes:
+    """Compile a .proto file, whose imports are looked up in its folder.
+
+    :param whose: begins an error's message.
+    :returns: a serialized `FileDescriptorSet`, imports included.
+    :raises ContractError: it does not compile, or there is no compiler.
+    """
     try:
         import grpc_tools
     except ImportError as error:
         raise ContractError(
-            f"{contract!r}: to compile {path} grpcio-tools is needed: pip install 'hybridload[proto]'."
+            f"{whose}: to compile {path} grpcio-tools is needed: pip install 'hybridload[proto]'."
         ) from error
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     with tempfile.TemporaryDirectory(prefix="hybridload-proto-") as folder:
@@ -191,9 +202,9 @@ def _compile(contract: Contract[Any]) -> bytes:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise ContractError(f"{contract!r}: {path} could not be compiled: {error}") from error
+            raise ContractError(f"{whose}: {path} could not be compiled: {error}") from error
         if done.returncode or not output.exists():
-            raise ContractError(f"{contract!r}: {path} does not compile:\n{done.stderr.strip()}")
+            raise ContractError(f"{whose}: {path} does not compile:\n{done.stderr.strip()}")
         return output.read_bytes()
 
 

@@ -83,7 +83,7 @@ class Client:
 
     :param command: a program's path, a list of arguments (a bare name is looked up on PATH), or an `External`.
     :param plugins: kind -> contract, interface or hand-written plugin; or one such mapping per version.
-    :param handshake: must be the plugin's own.
+    :param handshake: must be the plugin's own; `None` sends no cookie, which few plugins put up with.
     :param name: how messages and log records call the plugin; the program's name by default.
     :param sha256: hexadecimal digest that the program's file must have. The bytes that were checked are those that run.
     :param allowed_protocols: which of ``"grpc"`` and ``"netrpc"`` the plugin may speak.
@@ -125,7 +125,7 @@ class Client:
         command: str | os.PathLike[str] | Sequence[str] | External | None,
         *,
         plugins: PluginSet,
-        handshake: Handshake,
+        handshake: Handshake | None,
         name: str | None = None,
         auto_mtls: bool = True,
         multiplex: bool = False,
@@ -154,7 +154,7 @@ class Client:
         managed: bool = False,
         runner: Runner | None = None,
     ) -> None:
-        if not isinstance(handshake, Handshake):
+        if handshake is not None and not isinstance(handshake, Handshake):
             raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
         self._handshake = handshake
         self._versions = read_plugin_set(plugins, handshake)
@@ -194,6 +194,8 @@ class Client:
         self._process: RunningPlugin | None = None
         self._connection: Any = None
         self._line: HandshakeLine | None = None
+        self._printed: bytes | None = None
+        self._announced: HandshakeLine | None = None
         # In a forked child this is somebody else's plugin.
         self._owner = os.getpid()
         if managed:
@@ -205,7 +207,7 @@ class Client:
         config: ReattachConfig,
         *,
         plugins: PluginSet,
-        handshake: Handshake,
+        handshake: Handshake | None,
         name: str | None = None,
         **options: Any,
     ) -> Client:
@@ -357,6 +359,54 @@ class Client:
         return self._handshaken().app_version
 
     @property
+    def command(self) -> tuple[str, ...]:
+        """The program and its arguments, as they were given."""
+        return self._external.command
+
+    def lacks_stdio(self) -> bool:
+        """Whether the plugin has told that it has no stdio service; waits a moment for it to do so.
+
+        :raises PluginClosed: it does not run.
+        """
+        lacks: bool = self._connected().lacks_stdio()
+        return lacks
+
+    @property
+    def printed_line(self) -> str | None:
+        """The plugin's first line as it came, also when it was refused; `None` before."""
+        return None if self._printed is None else self._printed.decode("utf-8", "backslashreplace").rstrip("\r\n")
+
+    @property
+    def announced(self) -> HandshakeLine | None:
+        """What that line says, also when this client cannot do with it; `None` when it is no handshake line."""
+        return self._announced
+
+    @property
+    def channel(self) -> Any:
+        """The channel to the plugin, shaped as `grpc.Channel`: for generated stubs that no plugin set has.
+
+        :raises PluginClosed: it does not run.
+        """
+        return self._connected().channel
+
+    @property
+    def rpc_error(self) -> Any:
+        """A tuple of what calls on `channel` raise.
+
+        :raises PluginClosed: it does not run.
+        """
+        return self._connected().rpc_error
+
+    def explain(self, error: Exception, timeout: float | None = None) -> Exception:
+        """What a failed call on `channel` means, as the methods of a contract would raise it.
+
+        :param error: one of `rpc_error`.
+        :param timeout: seconds that the call had.
+        """
+        explained: Exception = self._connected().translate(error, timeout)
+        return explained
+
+    @property
     def stderr(self) -> tuple[str, ...]:
         """The last lines that the plugin wrote on standard error."""
         return self._last_words.lines()
@@ -432,7 +482,7 @@ class Client:
         version = config.protocol_version
         if version not in self._versions:
             # A Go host's own config has no version outside test mode.
-            version = self._handshake.protocol_version if version == 0 else version
+            version = self._handshake.protocol_version if version == 0 and self._handshake else version
         if version not in self._versions:
             ours = ", ".join(map(str, sorted(self._versions)))
             raise VersionMismatch(
@@ -457,7 +507,8 @@ class Client:
             env["PLUGIN_UNIX_SOCKET_GROUP"] = self._socket_group
         # Go lets the host's own variables win over the command's; what was set for this plugin is meant for it.
         env.update(self._external.env)
-        env[self._handshake.cookie_key] = self._handshake.cookie_value
+        if self._handshake is not None:
+            env[self._handshake.cookie_key] = self._handshake.cookie_value
         env["PLUGIN_MIN_PORT"], env["PLUGIN_MAX_PORT"] = map(str, self._ports)
         if self._multiplex:
             env["PLUGIN_MULTIPLEX_GRPC"] = "true"
@@ -476,10 +527,12 @@ class Client:
             )
         if not raw:
             raise self._no_line(deadline)
+        self._printed = raw
         try:
             line = HandshakeLine.parse(raw)
         except HandshakeError as error:
             raise self._refused(type(error), f"does not speak go-plugin's handshake. {error}") from error
+        self._announced = line
         if line.app_version not in self._versions:
             ours = ", ".join(str(version) for version in sorted(self._versions))
             raise self._refused(
@@ -520,9 +573,12 @@ class Client:
             )
         code = self._process.returncode
         if code != 0 and _COOKIE_WORDS.search("\n".join(self.stderr)):
+            shake = self._handshake
             return self._refused(
                 CookieMismatch,
-                f"refused the magic cookie {self._handshake.cookie_key}={self._handshake.cookie_value}: "
+                "wants a magic cookie, and was given none: it has to be known from the plugin's documentation or source"
+                if shake is None
+                else f"refused the magic cookie {shake.cookie_key}={shake.cookie_value}: "
                 "give host and plugin the same Handshake",
             )
         return self._refused(

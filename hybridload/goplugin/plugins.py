@@ -8,7 +8,7 @@ A set is either one set, whose version is the handshake's, or one set per applic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from hybridload.contract import Contract, as_contract
@@ -55,17 +55,35 @@ PluginSet: TypeAlias = (
 VersionedPlugins: TypeAlias = dict[int, dict[str, Plugin]]
 
 
+class AnyVersion(VersionedPlugins):
+    """The plugin set of a host that knows none: every version is in it, and no version has kinds.
+
+    :param offered: the versions that a plugin which has several may choose from; it takes the highest.
+    """
+
+    def __init__(self, offered: Iterable[int] = range(100)) -> None:
+        super().__init__({version: {} for version in offered})
+
+    def __contains__(self, version: object) -> bool:
+        return True
+
+    def __missing__(self, version: int) -> dict[str, Plugin]:
+        return {}
+
+
 def is_hand_written(value: object) -> TypeGuard[GRPCPlugin | NetRPCPlugin]:
     """Whether `value` is a hand-written plugin: an instance, since a class has nobody to call its methods on."""
     return not isinstance(value, type) and isinstance(value, GRPCPlugin | NetRPCPlugin)
 
 
-def read_plugin_set(plugins: PluginSet, handshake: Handshake) -> VersionedPlugins:
+def read_plugin_set(plugins: PluginSet, handshake: Handshake | None) -> VersionedPlugins:
     """Read a plugin set into version -> kind -> plugin, and complete its contracts.
 
     :raises ConfigError: when it is neither of the two shapes, or is empty.
     :raises ContractError: when an interface cannot travel.
     """
+    if isinstance(plugins, AnyVersion):
+        return plugins
     if not isinstance(plugins, Mapping) or not plugins:
         raise ConfigError(
             f"The plugin set is {plugins!r}: give a mapping such as {{'greeter': GREETER}}, "
@@ -73,7 +91,7 @@ def read_plugin_set(plugins: PluginSet, handshake: Handshake) -> VersionedPlugin
         )
     versions = [key for key in plugins if isinstance(key, int) and not isinstance(key, bool)]
     if not versions:
-        return {handshake.protocol_version: _read_kinds(plugins, "")}
+        return {1 if handshake is None else handshake.protocol_version: _read_kinds(plugins, "")}
     read: VersionedPlugins = {}
     for version, kinds in plugins.items():
         if version not in versions or not isinstance(version, int) or version < 0:

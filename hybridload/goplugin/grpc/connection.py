@@ -165,6 +165,11 @@ class GRPCConnection:
         self._lanes.close(_SETTLE)
         self._loop.close(_SETTLE)
 
+    def lacks_stdio(self) -> bool:
+        """Whether the plugin has told that it has no stdio service; waits a moment for it to do so."""
+        self._stdio.join(0.2)
+        return self._stdio.absent
+
     def timeout(self) -> float | None:
         """Seconds that the next call may take."""
         return self._call_timeout

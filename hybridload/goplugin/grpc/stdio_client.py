@@ -34,6 +34,8 @@ class StdioStream:
         self._rpc_error = rpc_error
         self._name = name
         self._taken = 0
+        self.absent = False
+        """Whether the plugin has no stdio service, once it has said so."""
         self._call = channel.unary_stream(
             messages.STREAM_STDIO,
             request_serializer=messages.Empty.SerializeToString,
@@ -77,6 +79,7 @@ class StdioStream:
         except self._rpc_error as error:
             code = error.code().name  # type: ignore[attr-defined]
             if code == "UNIMPLEMENTED":
+                self.absent = True
                 log.debug("plugin %s has no stdio service; its output comes over the raw pipes alone", self._name)
             elif code not in ("CANCELLED", "UNAVAILABLE"):
                 log.warning("plugin %s: its output stream broke: %s", self._name, error)
