@@ -2,22 +2,20 @@
 
 A host loads plugins by name; a setting says whether each is a Python object in the host, the same object in its own
 process, or a hashicorp/go-plugin binary in any language. Importing this loads no grpc, no cryptography and no command
-line; an in-process-only host never does.
+line; an in-process-only host never does. What stands behind a name is imported when the name is first used.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from hybridload.contract import Contract, Field
-from hybridload.errors import PluginError
-from hybridload.external import External
-from hybridload.goplugin.plugins import PluginSet
-from hybridload.handshake import Handshake
-from hybridload.loader import Loader, PluginStatus
-
+TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
+    from hybridload.contract import Contract, Field
+    from hybridload.errors import PluginError
+    from hybridload.external import External
+    from hybridload.goplugin.plugins import PluginSet
     from hybridload.goplugin.serve import serve
+    from hybridload.handshake import Handshake
+    from hybridload.loader import Loader, PluginStatus
 
 __all__ = [
     "Contract",
@@ -31,11 +29,34 @@ __all__ = [
     "serve",
 ]
 
+_MODULES = {
+    "Contract": "hybridload.contract",
+    "External": "hybridload.external",
+    "Field": "hybridload.contract",
+    "Handshake": "hybridload.handshake",
+    "Loader": "hybridload.loader",
+    "PluginError": "hybridload.errors",
+    "PluginSet": "hybridload.goplugin.plugins",
+    "PluginStatus": "hybridload.loader",
+    "serve": "hybridload.goplugin.serve",
+}
 
-def __getattr__(name: str) -> Any:
-    # A host that serves nothing does without the serving half.
-    if name == "serve":
-        from hybridload.goplugin.serve import serve
+_ROOMS = ("contract", "errors", "goplugin")
+"""Packages and modules with public names of their own: ``hybridload.errors.PluginNotFound`` needs no other import."""
 
-        return serve
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _MODULES:
+        found: object = getattr(import_module(_MODULES[name]), name)
+    elif name in _ROOMS:
+        found = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

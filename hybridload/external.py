@@ -15,7 +15,6 @@ How the first word of a command is found, everywhere:
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -187,6 +186,8 @@ def _read_env(env: object) -> dict[str, str]:
 
 
 def _on_path(name: str, base: Path | None, plugin: str | None) -> str:
+    import shutil
+
     found = shutil.which(name)
     if found is not None:
         return os.path.abspath(found)
@@ -226,6 +227,8 @@ def _resource_file(package: str, path: str, plugin: str | None) -> Iterator[Path
 
 def _runnable(path: Path, plugin: str | None) -> str:
     # `which` also knows what makes a file a program where permission bits do not.
+    import shutil
+
     found = shutil.which(path)
     if found is not None and os.path.isfile(found):
         return os.path.abspath(found)

@@ -6,20 +6,19 @@ Linux is where everything is tested. Where another system lacks something, the f
 from __future__ import annotations
 
 import os
-import selectors
-import shutil
 import signal
-import socket
 import stat
-import struct
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid; unix(7)
+if TYPE_CHECKING:
+    import socket
+
+# What else is needed is imported where it is needed: hosts that start no process import this too.
+_CREDENTIALS = "3i"  # pid, uid, gid; unix(7)
 _SEALS = ("F_SEAL_WRITE", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
 
 
@@ -120,6 +119,9 @@ def verified_copy(content: bytes, name: str) -> Iterator[tuple[str, tuple[int, .
             finally:
                 os.close(descriptor)
             return
+    import shutil
+    import tempfile
+
     folder = tempfile.mkdtemp(prefix="hybridload-")
     try:
         path = Path(folder) / name
@@ -137,6 +139,17 @@ def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def cache_folder() -> str:
+    """Where what can be made again is kept for this user, not necessarily made yet."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "hybridload")
 
 
 def is_socket(path: str) -> bool:
@@ -187,6 +200,8 @@ class ForeignProcess:
         if pid <= 0:
             return None
         if hasattr(os, "pidfd_open"):
+            import selectors
+
             try:
                 descriptor = os.pidfd_open(pid)
             except ProcessLookupError:
@@ -204,6 +219,8 @@ class ForeignProcess:
 
     def wait(self) -> bool:
         """Wait until the process has ended (true) or somebody called `stop_waiting` (false)."""
+        import selectors
+
         with selectors.DefaultSelector() as selector:
             selector.register(self._reader, selectors.EVENT_READ)
             if self._descriptor is not None:
@@ -254,8 +271,11 @@ def _exists(pid: int) -> bool:
 def peer_pid(connected: socket.socket) -> int | None:
     """Which process connected a unix socket, or was connected to; `None` where the system does not tell."""
     if sys.platform == "linux":
-        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid: int = _CREDENTIALS.unpack(credentials)[0]
+        import socket
+        import struct
+
+        credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
+        pid: int = struct.unpack(_CREDENTIALS, credentials)[0]
         return pid
     return None
 

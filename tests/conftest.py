@@ -181,6 +181,7 @@ def nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     folder = Path(tempfile.mkdtemp(prefix="hl-", dir="/tmp"))
     monkeypatch.setenv(MARKER, marker)
     monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv("HYBRIDLOAD_CACHE", str(folder / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     baseline = Baseline.take(marker, folder)
     yield

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 import sys
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
-from hybridload import platforms
+if TYPE_CHECKING:
+    import subprocess
 
 # `+ N` guards process group N, `- N` lets go of it; `f K PATH` guards a folder under the number K, `r K` lets go of it.
 # The end of the pipe kills and removes what is left.
@@ -128,6 +129,10 @@ class Lifeline:
             self._end()
 
     def _replace(self) -> None:
+        import subprocess
+
+        from hybridload import platforms
+
         self._end()
         shell = "/bin/sh"
         command = [shell, "-c", _SHELL] if os.path.exists(shell) else [sys.executable, "-I", "-S", "-c", _PYTHON]
@@ -201,6 +206,10 @@ def start_keeper(stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     :param stdout: the reading end of the plugin's standard output.
     :param stderr: the same of its standard error.
     """
+    import subprocess
+
+    from hybridload import platforms
+
     return subprocess.Popen(
         ["/bin/sh", "-c", _KEEPER],
         stdin=subprocess.PIPE,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from hybridload.external import External
-
-if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
+from hybridload.sources.entry_point import EntryPoint
 
 Source = Literal["config", "entry-point", "folder"]
 

@@ -29,9 +29,9 @@ from hybridload.errors import ConfigError, PluginError, PluginNotFound
 from hybridload.external import External
 from hybridload.sources import folders, installed
 from hybridload.sources.candidate import Candidate
+from hybridload.sources.entry_point import EntryPoint
 
 if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint
     from stevedore.extension import Extension
 
 log = logging.getLogger(__name__)
@@ -283,16 +283,17 @@ class Sources:
 
         :param obj: the object that the host holds.
         """
-        from importlib_metadata import EntryPoint
+        import importlib_metadata
         from stevedore.extension import Extension
 
         python = resolution.python
-        entry_point: Any = None if python is None else python.entry_point
         plugin: Any = self.known(resolution.name)
-        if entry_point is None:
+        if python is not None and python.entry_point is not None:
+            entry_point: Any = installed.in_full(python.entry_point)
+        else:
             # stevedore's code reads the entry point's name and value; this one says what the plugin is.
             value = f"{External.__module__}:{External.__qualname__}"
-            entry_point = EntryPoint(resolution.name, value, self.group or "hybridload")
+            entry_point = importlib_metadata.EntryPoint(resolution.name, value, self.group or "hybridload")
             plugin = resolution.program.external if resolution.program is not None else None
         return Extension(resolution.name, entry_point, plugin, obj)
 
@@ -309,8 +310,6 @@ class Sources:
         return Candidate(name, "config", origin, external=External(command))
 
     def _from_setting(self, name: str, target: str, settings: PluginSettings) -> list[Candidate]:
-        from importlib_metadata import EntryPoint
-
         key = self.settings.key("plugins", name, "entry_point")
         if ":" in target:
             return [

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybridload import platforms
 from hybridload.config.settings import is_plugin_name
 
 
@@ -46,9 +45,11 @@ def search(folders: tuple[Path, ...], pattern: str) -> Found:
 
 
 def _matching(folder: Path, files: list[str], pattern: str) -> Iterator[tuple[str, Path]]:
+    from hybridload.platforms import program_stem
+
     before, _, after = pattern.partition("*")
     for file in files:
-        stem = platforms.program_stem(file)
+        stem = program_stem(file)
         # The pattern may spell the suffix out where programs have one.
         for text in (stem, file):
             if text is None or len(text) <= len(before) + len(after):

@@ -6,20 +6,39 @@ the path wins. A distribution whose metadata cannot be read costs its own entry 
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import TYPE_CHECKING
 
 from hybridload.config.settings import is_plugin_name
 from hybridload.errors import ConfigError, PluginError
+from hybridload.sources import installed_cache
+from hybridload.sources.entry_point import EntryPoint
 
 if TYPE_CHECKING:
-    from importlib_metadata import EntryPoint, IDistribution
+    from importlib_metadata import EntryPoint as Metadata
+    from importlib_metadata import IDistribution
 
     from hybridload.sources.candidate import Candidate
+
+log = logging.getLogger(__name__)
 
 
 def read_entry_points(group: str) -> tuple[tuple[EntryPoint, ...], tuple[str, ...]]:
     """The entry points of a group in the order of the path, and what could not be read, in words."""
+    found = installed_cache.recall(group)
+    problems: list[str] = []
+    if found is None:
+        found, problems = _read_all(group)
+        if not problems:
+            installed_cache.remember(group, found, _metadata_folders())
+    for entry_point in found:
+        if not is_plugin_name(entry_point.name):
+            problems.append(f"{describe(entry_point)}: {entry_point.name!r} is not a name of a plugin; it is left out.")
+    return tuple(entry for entry in found if is_plugin_name(entry.name)), tuple(problems)
+
+
+def _read_all(group: str) -> tuple[tuple[EntryPoint, ...], list[str]]:
     import importlib_metadata
 
     try:
@@ -27,16 +46,24 @@ def read_entry_points(group: str) -> tuple[tuple[EntryPoint, ...], tuple[str, ..
     except Exception:
         # One distribution is enough to make the call fail as a whole: find out which, and read the others.
         found, problems = _read_one_by_one(group)
-    for entry_point in found:
-        if not is_plugin_name(entry_point.name):
-            problems.append(f"{describe(entry_point)}: {entry_point.name!r} is not a name of a plugin; it is left out.")
-    return tuple(entry for entry in found if is_plugin_name(entry.name)), tuple(problems)
+    return tuple(_plain(entry_point) for entry_point in found), problems
 
 
-def _read_one_by_one(group: str) -> tuple[list[EntryPoint], list[str]]:
+def _plain(entry_point: Metadata) -> EntryPoint:
+    distribution = "" if entry_point.dist is None else _described(entry_point.dist)
+    return EntryPoint(entry_point.name, entry_point.value, entry_point.group, distribution)
+
+
+def _metadata_folders() -> list[str]:
     import importlib_metadata
 
-    found: list[EntryPoint] = []
+    return [str(getattr(distribution, "_path", "")) for distribution in importlib_metadata.distributions()]
+
+
+def _read_one_by_one(group: str) -> tuple[list[Metadata], list[str]]:
+    import importlib_metadata
+
+    found: list[Metadata] = []
     problems: list[str] = []
     seen: set[str] = set()
     for distribution in importlib_metadata.distributions():
@@ -54,10 +81,24 @@ def _read_one_by_one(group: str) -> tuple[list[EntryPoint], list[str]]:
     return found, problems
 
 
+def in_full(entry_point: EntryPoint) -> Metadata:
+    """The entry point as importlib.metadata has it, with its distribution where that is still installed."""
+    import importlib_metadata
+
+    try:
+        for found in importlib_metadata.entry_points(group=entry_point.group, name=entry_point.name):
+            if found.value == entry_point.value:
+                full: Metadata = found
+                return full
+    except Exception:
+        log.debug("the metadata of %s cannot be read any more", entry_point.name, exc_info=True)
+    return importlib_metadata.EntryPoint(entry_point.name, entry_point.value, entry_point.group)
+
+
 def describe(entry_point: EntryPoint) -> str:
     """An entry point in words, with the distribution that it comes from."""
     words = f"entry point {entry_point.name} = {entry_point.value}"
-    return words if entry_point.dist is None else f"{words} ({_described(entry_point.dist)})"
+    return f"{words} ({entry_point.distribution})" if entry_point.distribution else words
 
 
 def import_entry_point(candidate: Candidate, entry_point: EntryPoint) -> object:
@@ -93,8 +134,8 @@ def _names_nothing(entry_point: EntryPoint, error: BaseException) -> bool:
 def _advice(entry_point: EntryPoint, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not _names_nothing(entry_point, error):
         return f"Install what provides {error.name}."
-    if entry_point.dist is not None:
-        return f"Repair or reinstall {_described(entry_point.dist)}."
+    if entry_point.distribution:
+        return f"Repair or reinstall {entry_point.distribution}."
     return f"Repair {entry_point.module}."
 
 
