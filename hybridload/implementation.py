@@ -13,7 +13,7 @@ An `External` is not an implementation; the sources have taken it out before.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hybridload.errors import ConfigError, ContractError, PluginError
@@ -32,32 +32,53 @@ def build_implementation(found: object, service: Service, options: Mapping[str, 
     :raises ContractError: when the object does not implement the interface, or nothing can be made of what was found.
     :raises PluginError: when the class or factory itself fails; its exception is the cause.
     """
-    methods = [method.name for method in service.methods]
+    built = build_object(found, [service], options, plugin=plugin)
+    try:
+        check_implementation(built, service, plugin=plugin)
+    except ContractError:
+        close_implementation(built, plugin)
+        raise
+    return built
+
+
+def build_object(found: object, services: Sequence[Service], options: Mapping[str, Any], *, plugin: str) -> object:
+    """The same where any of several services may be the one that it implements, which is not checked.
+
+    :param services: at least one, the most important first.
+    :raises ConfigError: when the options do not fit what was found.
+    :raises ContractError: when nothing can be made of what was found.
+    :raises PluginError: when the class or factory itself fails; its exception is the cause.
+    """
     if isinstance(found, type):
-        built = _call(found, options, plugin)
-    elif all(callable(getattr(found, name, None)) for name in methods):
+        return _call(found, options, plugin)
+    if any(not _missing(found, service) for service in services):
         if options:
             raise ConfigError(
                 f"Plugin {plugin!r} is {_described(found)}, which is used as it is, so its options "
                 f"({', '.join(options)}) would have no effect: remove them, or name a class or factory.",
                 plugin=plugin,
             )
-        built = found
-    elif callable(found):
-        built = _call(found, options, plugin)
-    else:
-        missing = [name for name in methods if not callable(getattr(found, name, None))]
-        raise ContractError(
-            f"Plugin {plugin!r} is {_described(found)}: it lacks {', '.join(missing)} of {service.interface.__name__} "
-            "and is neither a class nor a factory. Point the entry point to one of these.",
-            plugin=plugin,
-        )
+        return found
+    if callable(found):
+        return _call(found, options, plugin)
+    raise ContractError(
+        f"Plugin {plugin!r} is {_described(found)}: it lacks {', '.join(_missing(found, services[0]))} of "
+        f"{services[0].interface.__name__} and is neither a class nor a factory. Point the entry point to one of "
+        "these.",
+        plugin=plugin,
+    )
+
+
+def check_implementation(built: object, service: Service, *, plugin: str) -> None:
+    """Check that an object has every method of a service, as its interface declares it.
+
+    :param plugin: the plugin's name, for the error.
+    :raises ContractError: naming everything that is missing or differs.
+    """
     try:
         service.check_implementation(built)
     except ContractError as error:
-        close_implementation(built, plugin)
         raise ContractError(f"Plugin {plugin!r}: {error}", plugin=plugin) from error
-    return built
 
 
 def close_implementation(built: object, plugin: str) -> None:
@@ -74,6 +95,10 @@ def close_implementation(built: object, plugin: str) -> None:
         raise PluginError(
             f"Plugin {plugin!r}: close() raised {type(error).__name__}: {error}", plugin=plugin
         ) from error
+
+
+def _missing(found: object, service: Service) -> list[str]:
+    return [method.name for method in service.methods if not callable(getattr(found, method.name, None))]
 
 
 def _call(factory: Any, options: Mapping[str, Any], plugin: str) -> object:

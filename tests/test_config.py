@@ -65,6 +65,7 @@ COMPLETE = f"""
     start_timeout = 10.0
     call_timeout = 30.0
     auto_mtls = true
+    multiplex = true
     protocols = ["grpc"]
     cwd = "data"
     enabled = true
@@ -98,6 +99,7 @@ class TestAGoodFile:
             start_timeout=10.0,
             call_timeout=30.0,
             auto_mtls=True,
+            multiplex=True,
             protocols=("grpc",),
             cwd=tmp_path / "data",
             fallback_on_checksum=True,
@@ -200,6 +202,7 @@ GOOD: dict[str, set[str]] = {
     "start_timeout": {"5", "1.5"},
     "call_timeout": {"5", "1.5"},
     "auto_mtls": {"true"},
+    "multiplex": {"true"},
     "protocols": set(),
     "fallback_on_checksum": {"true"},
     "enabled": {"true"},

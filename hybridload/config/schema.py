@@ -115,6 +115,7 @@ DEFAULTS: dict[str, Key] = {
     "start_timeout": Key(Seconds, "a number of seconds greater than 0, a year at most"),
     "call_timeout": Key(Seconds, "a number of seconds greater than 0, a year at most"),
     "auto_mtls": Key(bool, "true or false"),
+    "multiplex": Key(bool, "true or false"),
     "protocols": Key(_list_of(Literal["grpc", "netrpc"]), 'a list with "grpc", "netrpc" or both', _distinct),
     "fallback_on_checksum": Key(bool, "true or false"),
     "enabled": Key(bool, "true or false"),

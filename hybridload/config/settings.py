@@ -50,7 +50,7 @@ class PluginSettings:
     entry_point: str | None = None
     """The name of an entry point of the host's group, or `module:attribute`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the class or factory; nothing that JSON cannot hold."""
+    """Keyword arguments of the class or factory, or what a program gets as JSON; nothing that JSON cannot hold."""
     python: str | None = None
     """The interpreter of subprocess isolation; an absolute path or a bare name."""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +62,9 @@ class PluginSettings:
     call_timeout: float | None = None
     """Seconds for one call."""
     auto_mtls: bool | None = None
+    """Whether the connection to the process is secured by certificates made for it."""
+    multiplex: bool | None = None
+    """Whether all connections to the process share one socket."""
     protocols: tuple[str, ...] | None = None
     fallback_on_checksum: bool = False
     enabled: bool = True

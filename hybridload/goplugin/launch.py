@@ -1,7 +1,8 @@
 """Programs of our own that serve an entry point: for subprocess isolation, and for `hybridload serve GROUP:NAME`.
 
 Both take descriptor 1 and start to watch the host before they import anything of the user's: nothing that is printed
-at import spoils the handshake line, and a host that dies meanwhile leaves nothing behind. When something of the user's
+at import spoils the handshake line, and a host that dies meanwhile leaves nothing behind. What is logged at import
+reaches the host as any other record. When something of the user's
 cannot be imported or built, the traceback is on standard error and the exit status is 1, before there is a line; the
 host shows both.
 """
@@ -12,14 +13,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hybridload.errors import ConfigError, ContractError
-from hybridload.goplugin.launch_spec import LaunchSpec
+from hybridload.goplugin.launch_spec import KINDS, LaunchSpec, PluginSetReference, kinds_contract
 from hybridload.goplugin.serve import HostSide, check_cookie, serve_to
+from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.serving import Served
-from hybridload.implementation import build_implementation
+from hybridload.implementation import build_object, check_implementation, close_implementation
 from hybridload.references import resolve_reference
 
 if TYPE_CHECKING:
@@ -31,11 +34,10 @@ def main() -> None:
     spec = LaunchSpec.from_environment(os.environ)
     check_cookie(spec.handshake)
     _ignore_interrupts()
-    with HostSide(outlive_host=spec.outlive_host) as host:
+    with HostSide(outlive_host=spec.outlive_host) as host, _logged():
         found = _entry_point(spec)
-        contract = spec.contract.resolve(spec.kind, spec.version, spec.handshake)
-        built = build_implementation(found, contract.complete(), spec.options, plugin=spec.plugin)
-        serve_to(host, {spec.version: {spec.kind: Served(contract, built)}})
+        contracts = spec.plugins.resolve(spec.handshake)
+        serve_to(host, implemented(found, contracts, spec.options, kind=spec.kind, plugin=spec.plugin), logging=False)
 
 
 def serve_entry_point(
@@ -50,28 +52,89 @@ def serve_entry_point(
 ) -> None:
     """Serve an entry point to the go-plugin host that started this program. Returns when the host ends it.
 
-    It is served in the highest version of the plugin set whose interface it implements, and in every other that it
-    implements as well.
+    It is served under every kind of the plugin set whose interface it implements, in every version.
 
     :param plugins: ``module:NAME`` of the plugin set.
     :param handshake: ``module:NAME`` of the `Handshake`.
-    :param kind: the kind that the entry point implements; the only one of the set by default.
+    :param kind: a kind that the entry point has to implement; any by default.
     :param options: keyword arguments of the class or factory.
     :param outlive_host: as in `serve`.
     :raises SystemExit: with status 1, when no go-plugin host has started this program.
     :raises ConfigError: something that is named does not exist or is not what it should be.
-    :raises ContractError: the entry point implements no version of the interface.
+    :raises ContractError: the entry point does not implement it in any version.
     """
-    from hybridload.goplugin.plugins import read_plugin_set
-
     with HostSide(outlive_host=outlive_host) as host:
         shake = resolve_reference(handshake, "the handshake")
         check_cookie(shake)
         _ignore_interrupts()
-        versions = read_plugin_set(resolve_reference(plugins, "the plugin set"), shake)
-        contracts = {version: _contract(kinds, kind, version) for version, kinds in versions.items()}
-        served = _served(_installed(group, name, name), contracts, options or {}, name)
-        serve_to(host, served)
+        with _logged():
+            contracts = PluginSetReference(plugins).resolve(shake)
+            found = _installed(group, name, name)
+            serve_to(host, implemented(found, contracts, options or {}, kind=kind, plugin=name), logging=False)
+
+
+def implemented(
+    found: object,
+    contracts: Mapping[int, Mapping[str, Contract[Any]]],
+    options: Mapping[str, Any],
+    *,
+    kind: str | None,
+    plugin: str,
+) -> dict[int, dict[str, Served]]:
+    """Build what an entry point names, and find out what it implements: version -> kind -> what serves it.
+
+    Beside the plugin's kinds, each version has `KINDS`, which tells the host what is not served, and why.
+
+    :param contracts: version -> kind -> contract.
+    :param options: keyword arguments of the class or factory.
+    :param kind: one that it has to implement in some version; any will do when `None`.
+    :param plugin: the plugin's name, for errors.
+    :raises ConfigError: no version has the kind, or the options do not fit.
+    :raises ContractError: it implements nothing of that.
+    :raises PluginError: the class or factory failed.
+    """
+    newest_first = sorted(contracts, reverse=True)
+    wanted = [
+        contract for version in newest_first for each, contract in contracts[version].items() if kind in (None, each)
+    ]
+    if not wanted:
+        known = ", ".join(sorted({each for kinds in contracts.values() for each in kinds})) or "none"
+        what = "no contract" if kind is None else f"no contract of kind {kind!r}"
+        raise ConfigError(
+            f"Plugin {plugin!r}: the plugin set has {what}; it has contracts of these kinds: {known}.", plugin=plugin
+        )
+    built = build_object(found, [contract.complete() for contract in wanted], options, plugin=plugin)
+    served: dict[int, dict[str, Served]] = {}
+    refusal: ContractError | None = None
+    for version in newest_first:
+        kinds: dict[str, Served] = {}
+        refused: dict[str, str] = {}
+        for each, contract in contracts[version].items():
+            try:
+                check_implementation(built, contract.complete(), plugin=plugin)
+            except ContractError as error:
+                refused[each] = str(error)
+                if refusal is None and kind in (None, each):
+                    refusal = error
+            else:
+                kinds[each] = Served(contract, built)
+        if kinds and kind in (None, *kinds):
+            served[version] = {**kinds, KINDS: Served(kinds_contract(), _Refused(refused))}
+    if not served:
+        close_implementation(built, plugin)
+        assert refusal is not None
+        raise refusal
+    return served
+
+
+class _Refused:
+    """Implements `ServedKinds`."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        self._reasons = reasons
+
+    def refused(self) -> dict[str, str]:
+        return self._reasons
 
 
 def _entry_point(spec: LaunchSpec) -> object:
@@ -103,48 +166,14 @@ def _installed(group: str, name: str, plugin: str) -> object:
     return loaded
 
 
-def _contract(kinds: Mapping[str, Any], kind: str | None, version: int) -> tuple[str, Contract[Any]]:
-    from hybridload.contract import Contract
-
-    if kind is None:
-        if len(kinds) != 1:
-            raise ConfigError(
-                f"Version {version} of the plugin set has more than one kind ({', '.join(kinds)}): say which one the "
-                "entry point implements."
-            )
-        kind = next(iter(kinds))
-    contract = kinds.get(kind)
-    if not isinstance(contract, Contract):
-        raise ConfigError(
-            f"The kind {kind!r} of version {version} "
-            + (
-                "is missing."
-                if contract is None
-                else "is a hand-written plugin, which an entry point cannot implement."
-            )
-        )
-    return kind, contract
-
-
-def _served(
-    found: object, contracts: Mapping[int, tuple[str, Contract[Any]]], options: Mapping[str, Any], plugin: str
-) -> dict[int, dict[str, Served]]:
-    newest = max(contracts)
-    kind, contract = contracts[newest]
-    built = build_implementation(found, contract.complete(), options, plugin=plugin)
-    served = {newest: {kind: Served(contract, built)}}
-    for version, (kind, contract) in contracts.items():
-        if version != newest and _implements(built, contract):
-            served[version] = {kind: Served(contract, built)}
-    return served
-
-
-def _implements(built: object, contract: Contract[Any]) -> bool:
+@contextmanager
+def _logged() -> Iterator[None]:
+    """From here on, log records go to the host."""
+    installed = InstalledLogging()
     try:
-        contract.complete().check_implementation(built)
-    except ContractError:
-        return False
-    return True
+        yield
+    finally:
+        installed.restore()
 
 
 def _ignore_interrupts() -> None:

@@ -1,12 +1,12 @@
-"""What a host tells the process that serves one of its entry points: the plugin, its options, its contract.
+"""What a host tells the process that serves one of its entry points: the plugin, its options, its contracts.
 
 It travels in the child's environment, as JSON cut into pieces: not among the arguments, which every user of the machine
 can read and options may be secrets; and not over a descriptor, which not every system hands on. The child takes it out
 of its environment at once. It may have a megabyte or two, which is what systems have room for.
 
-The contract travels as a reference into the host's plugin set where that can be imported by name; else as its parts:
+The contracts travel as a reference to the host's plugin set where that can be imported by name; else each as its parts:
 the interface and the exception classes as ``module:qualname``, the service by its name, or by its descriptors when they
-are not derived from the hints.
+are not derived from the hints. All of them travel, since one object may implement several kinds, in several versions.
 
 Light to import: host and child both do.
 """
@@ -20,12 +20,15 @@ import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError
 from hybridload.handshake import Handshake
 from hybridload.references import resolve_reference
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.plugins import VersionedPlugins
 
 _VARIABLE = "HYBRIDLOAD_LAUNCH"
 _PATH_VARIABLE = "HYBRIDLOAD_LAUNCH_PATH"
@@ -41,19 +44,33 @@ _BOOTSTRAP = (
 )
 
 
+class ServedKinds(Protocol):
+    """What a launched process tells its host about itself; it is a kind like those of the plugin."""
+
+    def refused(self) -> dict[str, str]:
+        """The kinds that the entry point's object does not implement, each with the reason."""
+
+
+KINDS = "hybridload.kinds"
+"""The kind under which a launched process serves `ServedKinds`, in every version."""
+
+
+def kinds_contract() -> Contract[ServedKinds]:
+    """The contract of `KINDS`."""
+    return Contract(ServedKinds, service="hybridload.ServedKinds")
+
+
 @dataclass(frozen=True, slots=True)
 class ContractReference:
-    """Where a child process finds a contract: a plugin set by name, or the parts of the contract.
+    """A contract in its parts, as a child process can import them.
 
-    :param plugins: ``module:NAME`` of a plugin set, in which the kind is looked up; the other fields are `None` then.
     :param interface: ``module:qualname``.
     :param service: the service's full name; `None` for the default.
     :param descriptor_set: a serialized `FileDescriptorSet`; `None` when the messages are derived from the hints.
     :param errors: each as ``module:qualname``.
     """
 
-    plugins: str | None = None
-    interface: str | None = None
+    interface: str
     service: str | None = None
     descriptor_set: bytes | None = None
     errors: tuple[str, ...] = ()
@@ -74,20 +91,94 @@ class ContractReference:
             errors=tuple(_class_reference(error, "exception class", plugin) for error in contract.errors),
         )
 
-    def resolve(self, kind: str, version: int, handshake: Handshake) -> Contract[Any]:
+    def resolve(self) -> Contract[Any]:
         """The contract, in the process that imports it.
 
         :raises ConfigError: when something cannot be imported or is not what it should be.
         """
-        if self.plugins is not None:
-            return _contract_in(self.plugins, kind, version, handshake)
-        assert self.interface is not None
         return Contract(
             resolve_reference(self.interface, "the interface"),
             self.service,
             descriptor_set=self.descriptor_set,
             errors=[resolve_reference(error, "an exception class of the contract") for error in self.errors],
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The reference as JSON can hold it."""
+        descriptors = None if self.descriptor_set is None else base64.b64encode(self.descriptor_set).decode()
+        return {
+            "interface": self.interface,
+            "service": self.service,
+            "descriptor_set": descriptors,
+            "errors": list(self.errors),
+        }
+
+    @classmethod
+    def from_dict(cls, read: Mapping[str, Any]) -> ContractReference:
+        """The reference that `to_dict` wrote."""
+        descriptors = read["descriptor_set"]
+        return cls(
+            read["interface"],
+            read["service"],
+            None if descriptors is None else base64.b64decode(descriptors),
+            tuple(read["errors"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSetReference:
+    """Where a child process finds the contracts of a plugin set: the set by its name, or the contracts in their parts.
+
+    :param name: ``module:NAME``; `contracts` is empty then.
+    :param contracts: version -> kind -> contract.
+    """
+
+    name: str | None = None
+    contracts: Mapping[int, Mapping[str, ContractReference]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plugins: VersionedPlugins, *, kind: str, plugin: str) -> PluginSetReference:
+        """A plugin set in its parts. What no other process can import is left out.
+
+        :param kind: one that must not be left out.
+        :param plugin: the plugin's name, for errors.
+        :raises ConfigError: when a class of that kind's contract cannot be imported by another process.
+        """
+        contracts: dict[int, dict[str, ContractReference]] = {}
+        for version, kinds in plugins.items():
+            for each, contract in kinds.items():
+                if not isinstance(contract, Contract):
+                    continue
+                try:
+                    contracts.setdefault(version, {})[each] = ContractReference.of(contract, plugin=plugin)
+                except ConfigError:
+                    if each == kind:
+                        raise
+        return cls(contracts={version: kinds for version, kinds in contracts.items() if kinds})
+
+    def resolve(self, handshake: Handshake) -> dict[int, dict[str, Contract[Any]]]:
+        """Version -> kind -> contract, in the process that imports them. Hand-written plugins are left out.
+
+        :raises ConfigError: when something cannot be imported or is not what it should be.
+        """
+        if self.name is None:
+            return {
+                version: {kind: contract.resolve() for kind, contract in kinds.items()}
+                for version, kinds in self.contracts.items()
+            }
+        from hybridload.goplugin.plugins import read_plugin_set
+
+        versions = read_plugin_set(resolve_reference(self.name, "the plugin set"), handshake)
+        return contracts_of(versions)
+
+
+def contracts_of(versions: VersionedPlugins) -> dict[int, dict[str, Contract[Any]]]:
+    """What of a plugin set an entry point can implement: all but hand-written plugins."""
+    found = {
+        version: {kind: each for kind, each in kinds.items() if isinstance(each, Contract)}
+        for version, kinds in versions.items()
+    }
+    return {version: kinds for version, kinds in found.items() if kinds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +189,16 @@ class LaunchSpec:
     :param entry_point: ``module:attribute``; `None` to look it up in the child's own interpreter.
     :param group: the group of entry points in which `lookup` is a name, when `entry_point` is `None`.
     :param options: keyword arguments of the class or factory: what JSON has, dates and times.
-    :param kind: the kind under which it is served.
-    :param version: the version of the application protocol under which it is served.
+    :param kind: the kind that it has to implement; it is served under every other that it implements as well.
+    :param plugins: the contracts.
     :param path: the host's import path.
     :param outlive_host: as in `serve`.
     """
 
     plugin: str
     kind: str
-    version: int
     handshake: Handshake
-    contract: ContractReference
+    plugins: PluginSetReference
     entry_point: str | None = None
     group: str | None = None
     lookup: str | None = None
@@ -158,8 +248,7 @@ class LaunchSpec:
 
         :raises ConfigError: when an option cannot be sent.
         """
-        contract = self.contract
-        descriptors = contract.descriptor_set
+        plugins = self.plugins
         try:
             options = json.dumps(dict(self.options), default=_tagged)
         except (TypeError, ValueError) as error:
@@ -172,15 +261,15 @@ class LaunchSpec:
             {
                 "plugin": self.plugin,
                 "kind": self.kind,
-                "version": self.version,
                 "cookie_key": self.handshake.cookie_key,
                 "cookie_value": self.handshake.cookie_value,
                 "protocol_version": self.handshake.protocol_version,
-                "plugins": contract.plugins,
-                "interface": contract.interface,
-                "service": contract.service,
-                "descriptor_set": None if descriptors is None else base64.b64encode(descriptors).decode(),
-                "errors": list(contract.errors),
+                "plugins": plugins.name,
+                "contracts": [
+                    [version, kind, contract.to_dict()]
+                    for version, kinds in plugins.contracts.items()
+                    for kind, contract in kinds.items()
+                ],
                 "entry_point": self.entry_point,
                 "group": self.group,
                 "lookup": self.lookup,
@@ -194,19 +283,14 @@ class LaunchSpec:
     def from_json(cls, text: str) -> LaunchSpec:
         """The spec that `to_json` wrote."""
         read: dict[str, Any] = json.loads(text)
-        descriptors = read["descriptor_set"]
+        contracts: dict[int, dict[str, ContractReference]] = {}
+        for version, kind, contract in read["contracts"]:
+            contracts.setdefault(version, {})[kind] = ContractReference.from_dict(contract)
         return cls(
             plugin=read["plugin"],
             kind=read["kind"],
-            version=read["version"],
             handshake=Handshake(read["cookie_key"], read["cookie_value"], read["protocol_version"]),
-            contract=ContractReference(
-                plugins=read["plugins"],
-                interface=read["interface"],
-                service=read["service"],
-                descriptor_set=None if descriptors is None else base64.b64decode(descriptors),
-                errors=tuple(read["errors"]),
-            ),
+            plugins=PluginSetReference(read["plugins"], contracts),
             entry_point=read["entry_point"],
             group=read["group"],
             lookup=read["lookup"],
@@ -233,16 +317,6 @@ def _class_reference(found: type, what: str, plugin: str) -> str:
             plugin=plugin,
         )
     return where
-
-
-def _contract_in(reference: str, kind: str, version: int, handshake: Handshake) -> Contract[Any]:
-    from hybridload.goplugin.plugins import read_plugin_set
-
-    versions = read_plugin_set(resolve_reference(reference, "the plugin set"), handshake)
-    found = versions.get(version, {}).get(kind)
-    if not isinstance(found, Contract):
-        raise ConfigError(f"The plugin set {reference} has no contract for kind {kind!r} of version {version}.")
-    return found
 
 
 _TAG = "$hybridload"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from hybridload.goplugin.client import Client
@@ -15,22 +17,28 @@ if TYPE_CHECKING:
     from hybridload.isolation import Request
 
 
+OPTIONS_VARIABLE = "HYBRIDLOAD_OPTIONS"
+"""Has the plugin's options for a program, as a JSON object."""
+
+
 class ExternalBinary:
     """Starts the command that the config, a folder or an `External` names."""
 
     def open(self, request: Request) -> ProcessPlugin:
         external = request.resolution.external
         assert external is not None
-        return open_client(request, external)
+        options = request.resolution.settings.options
+        env = {OPTIONS_VARIABLE: json.dumps(dict(options))} if options else {}
+        return ProcessPlugin(start_client(request, external, env=env))
 
 
-def open_client(
+def start_client(
     request: Request,
     external: External,
     *,
     module_logger: logging.Logger | None = None,
-    env: Mapping[str, str] | None = None,
-) -> ProcessPlugin:
+    env: Mapping[str, str],
+) -> Client:
     """Start a plugin's process with the plugin's settings.
 
     :param module_logger: its records that name a module go to that child of it; by default to a child of the logger
@@ -42,9 +50,12 @@ def open_client(
     given: dict[str, Any] = {
         "start_timeout": settings.start_timeout,
         "auto_mtls": settings.auto_mtls,
+        "multiplex": settings.multiplex,
         "allowed_protocols": settings.protocols,
     }
     given = {key: value for key, value in given.items() if value is not None}
+    if OPTIONS_VARIABLE in os.environ:  # This host is such a plugin itself: its own options are not for others.
+        env = {OPTIONS_VARIABLE: "{}", **env}
     client = Client(
         external,
         plugins=request.plugins,
@@ -58,7 +69,7 @@ def open_client(
         **given,
     )
     client.start()
-    return ProcessPlugin(client)
+    return client
 
 
 class ProcessPlugin:

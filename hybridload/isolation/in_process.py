@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError
-from hybridload.implementation import build_implementation, close_implementation
+from hybridload.implementation import build_implementation, check_implementation, close_implementation
 
 if TYPE_CHECKING:
     from hybridload.contract import Service
@@ -42,7 +42,7 @@ class InProcessPlugin:
 
     def methods(self, kind: str) -> Methods:
         service = _service(self._plugins, self.version, kind, self._name)
-        service.check_implementation(self._built)
+        check_implementation(self._built, service, plugin=self._name)
         return {method.name: getattr(self._built, method.name) for method in service.methods}
 
     def gone(self) -> Exception | None:

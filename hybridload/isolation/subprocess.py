@@ -1,39 +1,54 @@
 """The plugin is the same Python object in a Python process of its own, spoken to in the go-plugin protocol.
 
-The child gets what it needs by reference: the entry point, the interface as ``module:qualname`` or the plugin set as
-``module:NAME``, and the host's import path behind its own. Its log records keep the names of its loggers, so the host's
-logging configuration treats them as it would in-process.
+The child gets what it needs by reference: the entry point, the plugin set as ``module:NAME`` or its interfaces as
+``module:qualname``, and the host's import path behind its own. It serves every kind that the object implements, and
+says of the others why not. Its log records keep the names of its loggers, so the host's logging configuration treats
+them as it would in-process.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Contract
-from hybridload.errors import ConfigError
+from hybridload.errors import ConfigError, ContractError
 from hybridload.external import External
-from hybridload.goplugin.launch_spec import ContractReference, LaunchSpec, import_path
-from hybridload.isolation.external import ProcessPlugin, open_client
+from hybridload.goplugin.launch_spec import (
+    KINDS,
+    ContractReference,
+    LaunchSpec,
+    PluginSetReference,
+    import_path,
+    kinds_contract,
+)
+from hybridload.isolation.external import ProcessPlugin, start_client
 
 if TYPE_CHECKING:
+    from hybridload.goplugin.client import Client
+    from hybridload.goplugin.plugins import VersionedPlugins
+    from hybridload.handle import Methods
     from hybridload.isolation import Request
 
 
 class Subprocess:
     """Starts an interpreter that serves the entry point."""
 
-    def open(self, request: Request) -> ProcessPlugin:
+    def open(self, request: Request) -> SubprocessPlugin:
         settings, python = request.resolution.settings, request.resolution.python
         assert python is not None
-        version = max(request.plugins)
+        _contracts_of(request.plugins, request.kind, request.name)
         interpreter = None if settings.python is None else _interpreter(settings.python, request.name)
+        reference = request.plugin_reference
         spec = LaunchSpec(
             plugin=request.name,
             kind=request.kind,
-            version=version,
             handshake=request.handshake,
-            contract=_contract(request, version),
+            plugins=PluginSetReference.of(request.plugins, kind=request.kind, plugin=request.name)
+            if reference is None
+            else PluginSetReference(reference),
             entry_point=None if python.entry_point is None else python.entry_point.value,
             group=request.sources.group,
             lookup=python.lookup,
@@ -41,20 +56,56 @@ class Subprocess:
             path=import_path(),
         )
         command = External(spec.command(interpreter), env=settings.env, cwd=settings.cwd)
-        return open_client(request, command, env=spec.environment(), module_logger=logging.getLogger())
-
-
-def _contract(request: Request, version: int) -> ContractReference:
-    if request.plugin_reference is not None:
-        return ContractReference(plugins=request.plugin_reference)
-    contract = request.plugins[version].get(request.kind)
-    if not isinstance(contract, Contract):
-        raise ConfigError(
-            f"Plugin {request.name!r}: the kind {request.kind!r} is a hand-written plugin; only a contract can be "
-            "served from an entry point in a subprocess.",
-            plugin=request.name,
+        told = {version: {**kinds, KINDS: kinds_contract()} for version, kinds in request.plugins.items()}
+        client = start_client(
+            replace(request, plugins=told), command, env=spec.environment(), module_logger=logging.getLogger()
         )
-    return ContractReference.of(contract, plugin=request.name)
+        return SubprocessPlugin(client, request, importable=None if reference else spec.plugins.contracts)
+
+
+class SubprocessPlugin(ProcessPlugin):
+    """A Python object in its own process, offered as a running plugin.
+
+    :param importable: the contracts that the process was told of; `None` when it has the whole plugin set.
+    """
+
+    def __init__(
+        self, client: Client, request: Request, importable: Mapping[int, Mapping[str, ContractReference]] | None
+    ) -> None:
+        super().__init__(client)
+        self._name = request.name
+        self._kind = request.kind
+        self._plugins = request.plugins
+        self._importable = importable
+        self._refused: Mapping[str, str] | None = None
+
+    def methods(self, kind: str) -> Methods:
+        methods = super().methods(kind)
+        if kind != self._kind:
+            self._check(kind)
+        return methods
+
+    def _check(self, kind: str) -> None:
+        """Say what in-process isolation says of a kind that the object does not implement."""
+        contract = _contracts_of(self._plugins, kind, self._name).get(self.version)
+        if contract is not None and self._importable is not None and kind not in self._importable.get(self.version, {}):
+            ContractReference.of(contract, plugin=self._name)  # raises what kept it out
+        if self._refused is None:
+            self._refused = self._client.dispense_methods(KINDS)["refused"]()
+        if kind in self._refused:
+            raise ContractError(self._refused[kind], plugin=self._name)
+
+
+def _contracts_of(plugins: VersionedPlugins, kind: str, name: str) -> dict[int, Contract[Any]]:
+    offered = {version: kinds[kind] for version, kinds in plugins.items() if kind in kinds}
+    found = {version: each for version, each in offered.items() if isinstance(each, Contract)}
+    if offered and not found:
+        raise ConfigError(
+            f"Plugin {name!r}: the kind {kind!r} is a hand-written plugin; only a contract can be served from an entry "
+            "point in a subprocess.",
+            plugin=name,
+        )
+    return found
 
 
 def _interpreter(python: str, plugin: str) -> str:

@@ -83,7 +83,9 @@ def test_values_of_every_kind_go_in_and_come_out_as_json(
         ("in-process", "count", [3], [0, 1, 2]),
         ("subprocess", "count", [3], [0, 1, 2]),
         ("in-process", "total", [[1, 2, 3]], [6]),
+        ("subprocess", "total", [[1, 2, 3]], [6]),
         ("in-process", "echo", [["a", "b"]], ["A", "B"]),
+        ("subprocess", "echo", [["a", "b"]], ["A", "B"]),
     ],
 )
 def test_async_methods_are_called_as_any_other(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,14 @@ import pytest
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError, ExitedBeforeHandshake
 from hybridload.goplugin.client import Client
-from hybridload.goplugin.launch_spec import ContractReference, LaunchSpec, import_path
+from hybridload.goplugin.launch_spec import (
+    KINDS,
+    ContractReference,
+    LaunchSpec,
+    PluginSetReference,
+    import_path,
+    kinds_contract,
+)
 from hybridload.handshake import Handshake
 
 HANDSHAKE = Handshake("BASIC_PLUGIN", "hello", 3)
@@ -46,6 +54,8 @@ GREETER = Contract(Greeter, errors=[Refused])
 PLUGINS = {"greeter": GREETER}
 VERSIONS = {1: {"greeter": Older}, 2: {"greeter": GREETER}, 3: {"greeter": Greeter}}
 TWO = {"greeter": GREETER, "other": Older}
+NEWEST = {1: {"greeter": GREETER, "other": Older}, 2: {"greeter": Newer}}
+NONE = {"other": Older, "newer": Newer}
 HANDSHAKE = Handshake("BASIC_PLUGIN", "hello", 3)
 """
 
@@ -108,9 +118,8 @@ def spec(folder: Path) -> LaunchSpec:
     return LaunchSpec(
         plugin="hello",
         kind="greeter",
-        version=3,
         handshake=HANDSHAKE,
-        contract=ContractReference.of(launch_sdk.GREETER, plugin="hello"),
+        plugins=PluginSetReference.of({3: launch_sdk.PLUGINS}, kind="greeter", plugin="hello"),
         entry_point="launch_plugin:Hello",
         path=(str(folder), *import_path()),
     )
@@ -123,7 +132,8 @@ def start(folder: Path) -> Iterator[Callable[..., Client]]:
     def begin(command: list[str], env: dict[str, str], **options: Any) -> Client:
         import launch_sdk
 
-        made = Client(command, env=env, plugins=launch_sdk.PLUGINS, handshake=HANDSHAKE, name="hello", **options)
+        plugins = options.pop("plugins", launch_sdk.PLUGINS)
+        made = Client(command, env=env, plugins=plugins, handshake=HANDSHAKE, name="hello", **options)
         clients.append(made)
         made.start()
         return made
@@ -154,10 +164,11 @@ def test_a_spec_arrives_as_it_was(spec: LaunchSpec) -> None:
     }
     full = replace(spec, options=options, group="g", lookup="l", entry_point=None, outlive_host=True)
     assert told(full) == full
-    contract = ContractReference(plugins="sdk:PLUGINS")
-    assert told(replace(spec, contract=contract)).contract == contract
+    named = PluginSetReference("sdk:PLUGINS")
+    assert told(replace(spec, plugins=named)).plugins == named
     given = ContractReference(interface="a:B", service="x.Y", descriptor_set=bytes(range(256)), errors=("a:C",))
-    assert told(replace(spec, contract=given)).contract == given
+    several = PluginSetReference(contracts={1: {"a": given, "b": ContractReference("a:D")}, 0: {"a": given}})
+    assert told(replace(spec, plugins=several)).plugins == several
 
 
 def test_options_that_cannot_be_sent_are_named(spec: LaunchSpec) -> None:
@@ -185,19 +196,36 @@ def test_a_given_contract_travels_with_its_descriptors(folder: Path) -> None:
     wire = launch_sdk.GREETER.complete().wire()
     given = Contract(launch_sdk.Greeter, "proto.GreeterService", descriptor_set=wire.file_descriptor_set())
     reference = ContractReference.of(given, plugin="p")
-    found = reference.resolve("greeter", 1, HANDSHAKE)
+    found = reference.resolve()
     assert found.given
     assert found.complete().full_name == "proto.GreeterService"
     assert found.complete().wire().proto_text() == given.complete().wire().proto_text()
 
 
-def test_a_reference_into_a_plugin_set_is_looked_up(folder: Path) -> None:
+def test_a_plugin_set_is_found_by_its_name_or_by_its_parts(folder: Path) -> None:
     import launch_sdk
 
-    reference = ContractReference(plugins="launch_sdk:PLUGINS")
-    assert reference.resolve("greeter", 3, HANDSHAKE) is launch_sdk.GREETER
-    with pytest.raises(ConfigError, match="no contract for kind 'greeter' of version 7"):
-        reference.resolve("greeter", 7, HANDSHAKE)
+    assert PluginSetReference("launch_sdk:PLUGINS").resolve(HANDSHAKE) == {3: launch_sdk.PLUGINS}
+    versions = {1: {"a": Contract(launch_sdk.Older)}, 2: {"a": launch_sdk.GREETER, "b": Contract(launch_sdk.Newer)}}
+    found = PluginSetReference.of(versions, kind="a", plugin="p").resolve(HANDSHAKE)
+    interfaces = {version: {kind: each.interface for kind, each in kinds.items()} for version, kinds in found.items()}
+    assert interfaces == {
+        1: {"a": launch_sdk.Older},
+        2: {"a": launch_sdk.Greeter, "b": launch_sdk.Newer},
+    }
+
+
+def test_of_a_plugin_set_only_the_kind_in_question_has_to_be_importable(folder: Path) -> None:
+    import launch_sdk
+
+    class Local(Protocol):
+        def greet(self) -> str: ...
+
+    plugins: Any = {1: {"greeter": launch_sdk.GREETER, "local": Contract(Local)}, 2: {"local": Contract(Local)}}
+    reference = PluginSetReference.of(plugins, kind="greeter", plugin="p")
+    assert {version: set(kinds) for version, kinds in reference.contracts.items()} == {1: {"greeter"}}
+    with pytest.raises(ConfigError, match="Local is defined inside a function"):
+        PluginSetReference.of(plugins, kind="local", plugin="p")
 
 
 def test_what_is_printed_at_import_spoils_nothing(spec: LaunchSpec, start: Callable[..., Client]) -> None:
@@ -215,11 +243,11 @@ def test_what_is_printed_at_import_spoils_nothing(spec: LaunchSpec, start: Calla
     assert out.getvalue() == "closed\n"
 
 
-@pytest.mark.parametrize("contract", [None, ContractReference(plugins="launch_sdk:PLUGINS")], ids=["parts", "set"])
+@pytest.mark.parametrize("plugins", [None, PluginSetReference("launch_sdk:PLUGINS")], ids=["parts", "name"])
 def test_options_reach_the_class(
-    spec: LaunchSpec, start: Callable[..., Client], contract: ContractReference | None
+    spec: LaunchSpec, start: Callable[..., Client], plugins: PluginSetReference | None
 ) -> None:
-    spec = replace(spec, contract=contract or spec.contract, options={"greeting": "Hi", "day": date(2026, 1, 2)})
+    spec = replace(spec, plugins=plugins or spec.plugins, options={"greeting": "Hi", "day": date(2026, 1, 2)})
     greeter = start(spec.command(), spec.environment()).dispense("greeter")
     assert greeter.greet() == "Hi, you!"
     assert greeter.greet("options") == "{'day': datetime.date(2026, 1, 2)}"
@@ -244,7 +272,12 @@ def test_an_entry_point_may_be_a_module(spec: LaunchSpec, start: Callable[..., C
         ({"entry_point": None, "group": "test.launch", "lookup": "external"}, "is a program (/bin/program)"),
         ({"entry_point": "launch_plugin:Refused"}, "is no Greeter"),
         ({"entry_point": "launch_plugin:module", "options": {"a": 1}}, "would have no effect"),
-        ({"contract": ContractReference(interface="launch_sdk:Nothing")}, "launch_sdk has no Nothing"),
+        (
+            {"plugins": PluginSetReference(contracts={3: {"greeter": ContractReference("launch_sdk:Nothing")}})},
+            "launch_sdk has no Nothing",
+        ),
+        ({"plugins": PluginSetReference("launch_sdk:NOTHING")}, "launch_sdk has no NOTHING"),
+        ({"kind": "leaver"}, "no contract of kind 'leaver'; it has contracts of these kinds: greeter"),
     ],
 )
 def test_what_goes_wrong_before_the_line_is_what_the_host_is_told(
@@ -318,15 +351,79 @@ def test_every_version_that_the_entry_point_implements_is_served_and_no_other(fo
     assert chosen == {"2": b"2", "1": b"2"}
 
 
+def test_an_entry_point_of_an_older_version_is_served_in_that_one(folder: Path, start: Callable[..., Client]) -> None:
+    import launch_sdk
+
+    command = serving(
+        "'test.launch', 'hello', plugins='launch_sdk:NEWEST', handshake='launch_sdk:HANDSHAKE', kind='greeter'"
+    )
+    client = start(command, {"PYTHONPATH": str(folder)}, plugins=launch_sdk.NEWEST)
+    assert client.app_version == 1
+    assert client.dispense("greeter").greet() == "Hello, you!"
+
+
+def test_what_is_logged_at_import_and_at_the_start_are_records_of_the_host(
+    spec: LaunchSpec, start: Callable[..., Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    code = """
+    import logging
+    log = logging.getLogger("launch_logs.module")
+    log.warning("logged at import")
+    class Logs:
+        def __init__(self):
+            log.info("logged in %s", "the constructor", extra={"field": 7})
+        def greet(self, name=""):
+            return "done"
+        def close(self):
+            log.error("logged at the end")
+    """
+    Path(spec.path[0], "launch_logs.py").write_text(textwrap.dedent(code))
+    caplog.set_level(logging.DEBUG)
+    spec = replace(spec, entry_point="launch_logs:Logs")
+    client = start(spec.command(), spec.environment(), module_logger=logging.getLogger())
+    assert client.dispense("greeter").greet() == "done"
+    client.kill()
+    records = [(each.levelname, each.getMessage()) for each in caplog.records if each.name == "launch_logs.module"]
+    assert records == [
+        ("WARNING", "logged at import"),
+        ("INFO", "logged in the constructor"),
+        ("ERROR", "logged at the end"),
+    ]
+
+
+def test_every_kind_that_the_entry_point_implements_is_served_and_no_other(
+    folder: Path, start: Callable[..., Client]
+) -> None:
+    """Without saying which: hello has a method of one kind alone, `both` those of two."""
+    import launch_sdk
+
+    Path(folder, "launch_plugin.py").write_text(
+        PLUGIN + "\nclass Both(Hello):\n    def hello(self): return 'hello as well'\n"
+    )
+    metadata = folder / "launch_dist-1.0.dist-info" / "entry_points.txt"
+    metadata.write_text(metadata.read_text() + "both = launch_plugin:Both\n")
+    told = {**launch_sdk.TWO, KINDS: kinds_contract()}
+    for name, refused in (("hello", {"other"}), ("both", set())):
+        command = serving(f"'test.launch', {name!r}, plugins='launch_sdk:TWO', handshake='launch_sdk:HANDSHAKE'")
+        client = start(command, {"PYTHONPATH": str(folder)}, plugins=told)
+        assert client.dispense("greeter").greet() == "Hello, you!"
+        reasons = client.dispense(KINDS).refused()
+        assert set(reasons) == refused
+        if refused:
+            assert "hello() is missing; define hello() -> str" in reasons["other"]
+        else:
+            assert client.dispense("other").hello() == "hello as well"
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("'test.launch', 'hello', plugins='launch_sdk:TWO', handshake='launch_sdk:HANDSHAKE'", "more than one kind"),
+        ("'test.launch', 'hello', plugins='launch_sdk:NONE', handshake='launch_sdk:HANDSHAKE'", "hello() is missing"),
         ("'test.launch', 'hello', plugins='launch_sdk:NO', handshake='launch_sdk:HANDSHAKE'", "has no NO"),
         ("'test.launch', 'hello', plugins='launch_sdk:PLUGINS', handshake='nowhere:H'", "importing nowhere failed"),
         (
             "'test.launch', 'hello', plugins='launch_sdk:TWO', handshake='launch_sdk:HANDSHAKE', kind='third'",
-            "The kind 'third' of version 3 is missing",
+            "no contract of kind 'third'; it has contracts of these kinds: greeter, other",
         ),
         ("'none', 'hello', plugins='launch_sdk:PLUGINS', handshake='launch_sdk:HANDSHAKE'", "(there: none)"),
     ],

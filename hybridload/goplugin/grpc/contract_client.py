@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind
@@ -176,6 +178,60 @@ class _Requests:
             raise
 
 
+class _AsyncRequests:
+    """The requests of a stream that the caller's own async iterator makes, and the exception that it raised meanwhile.
+
+    A thread of the channel's asks for one after the other, and the caller's event loop makes each when it is asked for.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._wanted: Future[bytes | None] | None = None
+        self._over = False
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        making = self._make()
+        with self._lock:
+            if self._over:
+                making.close()
+                raise StopIteration
+            try:
+                self._wanted = asyncio.run_coroutine_threadsafe(making, self._loop)
+            except RuntimeError:
+                making.close()
+                raise
+        try:
+            chunk = self._wanted.result()
+        except CancelledError:
+            if self._over:
+                raise StopIteration from None
+            raise RuntimeError("the event loop that makes the requests has ended") from None
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def stop(self) -> None:
+        """Ask the iterator for nothing more: the call is over. Safe to call twice, from any thread."""
+        with self._lock:
+            self._over = True
+            wanted = self._wanted
+        if wanted is not None and not self._loop.is_closed():
+            wanted.cancel()
+
+    async def _make(self) -> bytes | None:
+        try:
+            return await anext(self._chunks, None)
+        except Exception as error:
+            self.error = error
+            raise
+
+
 class RemoteStream:
     """The results of a streaming call, as they arrive. An iterator; `close`, or dropping it, cancels the call."""
 
@@ -186,7 +242,7 @@ class RemoteStream:
         context: CallContext,
         objects: Objects | None,
         timeout: float | None,
-        requests: _Requests | None = None,
+        requests: _Requests | _AsyncRequests | None = None,
     ) -> None:
         self._call = call
         self._wire = wire
@@ -206,11 +262,13 @@ class RemoteStream:
         try:
             chunk = next(self._call)
         except StopIteration:
-            self._finish()
+            if self._finish():
+                self._call_back()
             raise
         except self._context.rpc_error as error:
             if not self._finish():
                 raise StopIteration from None  # closed by another thread
+            self._call_back()
             own = self._requests.error if self._requests is not None else None
             failure = own or self._context.translate(error, self._timeout, stream=True)
         else:
@@ -224,6 +282,7 @@ class RemoteStream:
         """Cancel what is still to come. Safe to call twice."""
         if self._finish():
             self._call.cancel()
+            self._call_back()
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once, when the stream has ended or was closed."""
@@ -239,7 +298,6 @@ class RemoteStream:
         if self._done:
             return False
         self._done = True
-        self._call_back()
         return True
 
     def _call_back(self) -> None:
@@ -248,19 +306,34 @@ class RemoteStream:
 
 
 class AsyncRemoteStream:
-    """The same for `async for`. Each item is waited for on a thread, never on the event loop."""
+    """The same for `async for`. Each item is waited for on a thread, never on the event loop.
 
-    def __init__(self, stream: RemoteStream) -> None:
-        self._stream = stream
+    :param open: makes the call; called when the first item is asked for, on the loop of whoever asks.
+    """
+
+    def __init__(self, open: Callable[[], RemoteStream]) -> None:
+        self._open = open
+        self._stream: RemoteStream | None = None
+        self._done = False
+        self._when_done: list[Callable[[], None]] = []
 
     def __aiter__(self) -> AsyncRemoteStream:
         return self
 
     async def __anext__(self) -> Any:
+        if self._done:
+            raise StopAsyncIteration
+        if self._stream is None:
+            try:
+                self._stream = self._open()
+            except BaseException:
+                self._close()
+                raise
+            self._stream.add_done_callback(self._close)
         try:
             item = await asyncio.to_thread(next, self._stream, _END)
         except asyncio.CancelledError:
-            self._stream.close()
+            self._close()
             raise
         if item is _END:
             raise StopAsyncIteration
@@ -268,11 +341,26 @@ class AsyncRemoteStream:
 
     async def aclose(self) -> None:
         """Cancel what is still to come. Safe to call twice."""
-        self._stream.close()
+        self._close()
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once, when the stream has ended or was closed."""
-        self._stream.add_done_callback(callback)
+        self._when_done.append(callback)
+        if self._done:
+            self._call_back()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._done = True
+        if self._stream is not None:
+            self._stream.close()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        while self._when_done:
+            self._when_done.pop()()
 
 
 _END = object()
@@ -325,11 +413,19 @@ async def _outcome(call: Any) -> bytes:
     return result
 
 
-def _async_server_stream(*parts: Any) -> Any:
-    stub = _server_stream(*parts)
+def _async_server_stream(
+    channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
+) -> Any:
+    send = channel.unary_stream(method.path)
 
     def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        return AsyncRemoteStream(stub(*args, **kwargs))
+        request = wire.encode_arguments(args, kwargs, objects)
+
+        def open_stream() -> RemoteStream:
+            timeout = context.timeout()
+            return RemoteStream(_opened(send, request, timeout, context), wire, context, objects, timeout)
+
+        return AsyncRemoteStream(open_stream)
 
     return call
 
@@ -337,19 +433,41 @@ def _async_server_stream(*parts: Any) -> Any:
 def _async_client_stream(
     channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
 ) -> Any:
-    stub = _client_stream(channel, wire, method, context, objects)
+    send = channel.stream_unary(method.path)
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(stub, *args, **kwargs)
+        requests = _AsyncRequests(wire.encode_argument_stream_async(args, kwargs, objects))
+        timeout = context.timeout()
+        try:
+            response = await _outcome(send.future(requests, timeout=timeout))
+        except context.rpc_error as error:
+            translated = await asyncio.to_thread(context.translate, error, timeout)
+        else:
+            return wire.decode_result(response, objects)
+        finally:
+            requests.stop()
+        raise requests.error or translated
 
     return call
 
 
-def _async_bidi_stream(*parts: Any) -> Any:
-    stub = _bidi_stream(*parts)
+def _async_bidi_stream(
+    channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
+) -> Any:
+    send = channel.stream_stream(method.path)
 
     def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        return AsyncRemoteStream(stub(*args, **kwargs))
+        chunks = wire.encode_argument_stream_async(args, kwargs, objects)
+
+        def open_stream() -> RemoteStream:
+            requests = _AsyncRequests(chunks)
+            timeout = context.timeout()
+            call = _opened(send, requests, timeout, context)
+            stream = RemoteStream(call, wire, context, objects, timeout, requests)
+            stream.add_done_callback(requests.stop)
+            return stream
+
+        return AsyncRemoteStream(open_stream)
 
     return call
 
