@@ -51,10 +51,14 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """The two contexts of one side: it serves with the one and connects with the other."""
+    """The two contexts of one side: it serves with the one and connects with the other.
+
+    :param server_name: whom the other side's certificate is for: a host's name, or an IP address.
+    """
 
     client: ssl.SSLContext
     server: ssl.SSLContext
+    server_name: str = SERVER_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class SocketTransport:
 
     def connect(self, network: str, address: str, timeout: float) -> Stream:
         stream = connect(*self.inwards(network, address), timeout)
-        return stream if self.tls is None else TLSStream(stream, self.tls.client, SERVER_NAME)
+        return stream if self.tls is None else TLSStream(stream, self.tls.client, self.tls.server_name)
 
     def open(self) -> Stream:
         raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
@@ -124,7 +128,7 @@ class MultiplexedTransport:
 
     def open(self) -> Stream:
         stream: Stream = self._session.open()
-        return stream if self._tls is None else TLSStream(stream, self._tls.client, SERVER_NAME)
+        return stream if self._tls is None else TLSStream(stream, self._tls.client, self._tls.server_name)
 
     def expect(self, listener: Any) -> None:
         with self._lock:
