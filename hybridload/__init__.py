@@ -9,8 +9,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
-    from hybridload.contract import Contract, Field
+    from hybridload.contract import Contract, Field, idempotent
     from hybridload.errors import PluginError
+    from hybridload.events import PluginEvent
     from hybridload.external import External
     from hybridload.goplugin.plugins import PluginSet
     from hybridload.goplugin.serve import serve
@@ -24,8 +25,10 @@ __all__ = [
     "Handshake",
     "Loader",
     "PluginError",
+    "PluginEvent",
     "PluginSet",
     "PluginStatus",
+    "idempotent",
     "serve",
 ]
 
@@ -36,8 +39,10 @@ _MODULES = {
     "Handshake": "hybridload.handshake",
     "Loader": "hybridload.loader",
     "PluginError": "hybridload.errors",
+    "PluginEvent": "hybridload.events",
     "PluginSet": "hybridload.goplugin.plugins",
     "PluginStatus": "hybridload.loader",
+    "idempotent": "hybridload.contract",
     "serve": "hybridload.goplugin.serve",
 }
 

@@ -1,89 +1,190 @@
-"""Counting the calls in flight somewhere, so that a switch can wait for their end before it closes the place.
+"""Counting the calls in flight: somewhere, so that it can be left once they have ended; and altogether, so that there
+are never too many.
 
-A gate is open at first. Once it is closing nobody enters any more: who comes too late is told so, and goes where the
-slots now point, so that no call is lost, and none is sent twice.
-
-In-process calls pass no gate: their slot is the object's own bound method.
+A gate belongs to one running plugin. Who is refused at one that is shut or closed goes where the plugin is by then, so
+that no call is lost, and none is sent twice.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
-
-from hybridload.handle import Methods
 
 
 class Gate:
-    """Counts the calls in flight in one running plugin."""
+    """Counts the calls in flight in one running plugin. Open at first."""
 
-    __slots__ = ("_closing", "_condition", "_inside")
+    __slots__ = ("_changed", "_closed", "_inside", "_open")
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
+        self._changed = threading.Condition(threading.Lock())
         self._inside = 0
-        self._closing = False
+        self._open = True
+        self._closed = False
 
     def enter(self) -> bool:
-        """Count one more call; false, and nothing counted, when the gate is closing."""
-        with self._condition:
-            if self._closing:
+        """Count one more call; false, and nothing counted, when the gate is not open."""
+        with self._changed:
+            if not self._open:
                 return False
             self._inside += 1
             return True
 
     def leave(self) -> None:
         """Count one less."""
-        with self._condition:
+        with self._changed:
             self._inside -= 1
-            if self._closing and not self._inside:
-                self._condition.notify_all()
+            if not self._open and not self._inside:
+                self._changed.notify_all()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls may enter."""
+        return self._open
+
+    def shut(self) -> None:
+        """Let nobody in, for the time being."""
+        with self._changed:
+            self._open = False
+
+    def reopen(self) -> None:
+        """Let calls in again, unless the gate was closed."""
+        with self._changed:
+            self._open = not self._closed
 
     def close(self, timeout: float) -> bool:
         """Let nobody in any more and wait for those inside; whether all left within `timeout` seconds."""
-        with self._condition:
-            self._closing = True
-            return self._condition.wait_for(lambda: not self._inside, timeout)
+        with self._changed:
+            self._open, self._closed = False, True
+            return self._changed.wait_for(lambda: not self._inside, timeout)
 
 
-def gated(methods: Methods, gate: Gate, current: Callable[[str], Callable[..., Any]]) -> Methods:
-    """The same methods, each call of which passes the gate.
+class Limit:
+    """Lets so many calls in at once; the others take turns, first come, first served.
 
-    :param current: the method that is in the slot now, for a call that came when the gate was closing already.
+    :param most: calls; infinity for no limit.
     """
-    return {name: _gated(name, method, gate, current) for name, method in methods.items()}
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._turns: deque[Future[None]] = deque()
+
+    @property
+    def inside(self) -> int:
+        """How many calls are counted."""
+        return self._inside
+
+    def enter(self) -> bool:
+        """Count one more call; false, and nothing counted, when there are as many as may be."""
+        with self._lock:
+            if self._inside >= self.most:
+                return False
+            self._inside += 1
+            return True
+
+    def queue(self) -> Future[None]:
+        """A turn: done when it has come, and counted then. One that nobody waits for any more has to be cancelled; when
+        that fails it has come, and `leave` has to give it back."""
+        turn: Future[None] = Future()
+        with self._lock:
+            if self._inside < self.most:
+                self._inside += 1
+                turn.set_result(None)
+            else:
+                self._turns.append(turn)
+        return turn
+
+    def leave(self) -> None:
+        """Count one less, or hand the place to whoever is next."""
+        with self._lock:
+            while self._turns and self._inside <= self.most:
+                turn = self._turns.popleft()
+                if turn.set_running_or_notify_cancel():
+                    turn.set_result(None)
+                    return
+            self._inside -= 1
+
+    def resize(self, most: float) -> None:
+        """Let another number in from now on; who is inside stays."""
+        with self._lock:
+            self.most = most
+            while self._turns and self._inside < most:
+                turn = self._turns.popleft()
+                if turn.set_running_or_notify_cancel():
+                    self._inside += 1
+                    turn.set_result(None)
 
 
-def _gated(
-    name: str, method: Callable[..., Any], gate: Gate, current: Callable[[str], Callable[..., Any]]
-) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not gate.enter():
-            return current(name)(*args, **kwargs)
+class CountedStream:
+    """The results of an in-process generator, counted as one call until they end, are closed or dropped."""
+
+    def __init__(self, stream: Any, leave: Callable[[], None]) -> None:
+        self._stream = stream
+        self._leave: Callable[[], None] | None = leave
+
+    def __iter__(self) -> CountedStream:
+        return self
+
+    def __next__(self) -> Any:
         try:
-            result = method(*args, **kwargs)
+            return next(self._stream)
         except BaseException:
-            gate.leave()
+            self._end()
             raise
-        # A stream, or a coroutine that is yet to be awaited, is in flight until it ends.
-        when_done = getattr(result, "add_done_callback", None)
-        if when_done is not None:
-            when_done(gate.leave)
-        elif hasattr(result, "__await__"):
-            return _awaited(result, gate)
-        else:
-            gate.leave()
-        return result
 
-    for attribute in ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__"):
-        setattr(call, attribute, getattr(method, attribute, None))
-    call.__signature__ = getattr(method, "__signature__", None)  # type: ignore[attr-defined]
-    return call
+    def close(self) -> None:
+        """End it. Safe to call twice."""
+        try:
+            close = getattr(self._stream, "close", None)
+            if close is not None:
+                close()
+        finally:
+            self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
 
-async def _awaited(result: Any, gate: Gate) -> Any:
-    try:
-        return await result
-    finally:
-        gate.leave()
+class CountedAsyncStream:
+    """The same for `async for`."""
+
+    def __init__(self, stream: Any, leave: Callable[[], None]) -> None:
+        self._stream = stream
+        self._leave: Callable[[], None] | None = leave
+
+    def __aiter__(self) -> CountedAsyncStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            return await anext(self._stream)
+        except BaseException:
+            self._end()
+            raise
+
+    async def aclose(self) -> None:
+        """End it. Safe to call twice."""
+        try:
+            close = getattr(self._stream, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            self._end()
+
+    def __del__(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()

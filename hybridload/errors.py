@@ -135,6 +135,10 @@ class PluginClosed(PluginError):
     """The plugin, or the loader that owns it, was closed."""
 
 
+class PluginBusy(PluginError):
+    """As many calls are in flight as ``max_concurrency`` allows, and ``when_busy`` says not to wait."""
+
+
 class CallTimeout(PluginError, TimeoutError):
     """A call did not end within its deadline."""
 

@@ -1,87 +1,44 @@
-"""A host's plugins by name: resolved, loaded, switched, closed.
+"""A host's plugins by name: resolved, loaded, switched, watched, closed.
 
-A name has a fallback chain of isolations. Loading goes through it until one works and puts that one's methods into the
-slots of the object that the caller holds; switching does the same with another chain while the object is in use. Which
-isolation serves a name is all that this module decides; how each one runs is the drivers' business, where names come
-from is the sources'.
+Which isolation serves a name, and what is done when it crashes, is each plugin's own business (`plugin`); how one runs
+is the drivers', where names come from is the sources'. What is left for here is the table of plugins, what they share,
+and the configuration that they are made from.
 
-Threads: each plugin has a lock, held while it starts, switches or closes, so different plugins start side by side and
-two loads of one name give one object. The loader's own lock guards only the table of plugins and is never held while a
-plugin starts. Calls take neither.
+Threads: the loader's lock guards the table and is never held while a plugin starts, so different plugins start side by
+side. One thread waits for what is due; it starts with the first plugin that runs in a process of its own, or that is to
+be watched.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from hybridload.config import Chain, Settings, isolation_chain, load_settings
-from hybridload.contract import Contract
-from hybridload.drain import Gate, gated
-from hybridload.errors import (
-    Attempt,
-    ChecksumMismatch,
-    ConfigError,
-    ContractError,
-    NoUsableIsolation,
-    PluginClosed,
-    PluginError,
-)
-from hybridload.goplugin.lifeline import Lifeline
+from hybridload.config import Settings, isolation_chain, load_settings
+from hybridload.contract import Contract, Kind, is_idempotent
+from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginError, PluginNotFound
+from hybridload.events import PluginEvent
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
-from hybridload.handle import Methods, handle_class, new_handle, rebind
 from hybridload.handshake import Handshake
-from hybridload.isolation import Request, Running, driver
+from hybridload.plugin import Host, LoadedPlugin, PluginStatus
 from hybridload.references import resolve_reference
 from hybridload.sources import Resolution, Sources
+from hybridload.watch import INTERVAL, WatchedFile
 
 if TYPE_CHECKING:
     from stevedore.extension import ExtensionManager
 
-log = logging.getLogger(__name__)
+__all__ = ["Loader", "PluginStatus"]
 
 T = TypeVar("T")
 
-_DRAIN_TIMEOUT = 30.0
-"""Seconds that calls in flight may take to end where they started, when a plugin is switched or closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PluginStatus:
-    """What became of a plugin.
-
-    :param state: ``"unloaded"``, ``"running"``, ``"crashed"``, ``"failed"`` or ``"closed"``.
-    :param isolation: where it runs, or ran last; `None` when it never did.
-    :param kinds: the kinds that were loaded.
-    :param chain: the isolations to try, in order.
-    :param pid: of the process it runs in, the host's own for in-process.
-    :param protocol: ``"grpc"`` or ``"netrpc"``; `None` in-process.
-    :param version: of the plugin set in use.
-    :param restarts: how often a new process took the place of one that ended by itself.
-    :param degraded: whether it runs in another isolation than the first one that could have served it.
-    :param last_error: the last error, in words.
-    :param attempts: the isolations that were tried and failed at the last start.
-    :param origin: where the name comes from.
-    """
-
-    name: str
-    state: str = "unloaded"
-    isolation: str | None = None
-    kinds: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
-    pid: int | None = None
-    protocol: str | None = None
-    version: int | None = None
-    restarts: int = 0
-    degraded: bool = False
-    last_error: str | None = None
-    attempts: tuple[Attempt, ...] = ()
-    origin: str = ""
+_SIDE_BY_SIDE = 8
+"""How many plugins are started or closed at once."""
 
 
 class Loader:
@@ -105,21 +62,26 @@ class Loader:
         config: str | os.PathLike[str] | None = None,
     ) -> None:
         self._settings: Settings = load_settings(config, environ=os.environ)
-        self._reference: str | None = None
+        reference = self._settings.host.plugins if plugins is None else None
         if plugins is None:
-            self._reference = self._settings.host.plugins
-            plugins = _from_config("plugins", self._reference)
+            plugins = _from_config("plugins", reference)
         if handshake is None:
             handshake = _from_config("handshake", self._settings.host.handshake)
         if not isinstance(handshake, Handshake):
             raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
-        self._handshake = handshake
         self._plugins: VersionedPlugins = read_plugin_set(plugins, handshake)
+        _check_idempotent(self._plugins)
+        self._group = group
         self._sources = Sources(self._settings, group=group)
+        self._host = Host(self._plugins, reference, handshake, self._settings.host.watch)
         self._lock = threading.Lock()
-        self._loaded: dict[str, _Plugin] = {}
+        self._loaded: dict[str, LoadedPlugin] = {}
         self._closed = False
-        self._lifeline = Lifeline()
+        self._config_file: WatchedFile | None = None
+        if self._settings.host.watch and self._settings.path is not None:
+            self._config_file = WatchedFile(self._settings.path)
+            self._look_later()
+        _of_this_process.add(self)
 
     @property
     def sources(self) -> Sources:
@@ -160,7 +122,36 @@ class Loader:
         chain = None if isolation is None else isolation_chain(isolation, f"Plugin {name!r}, isolation")
         plugin = self._plugin(name)
         kind = self._kind(plugin.resolution, interface)
-        return plugin.load(kind, chain)
+        try:
+            return plugin.load(kind, chain)
+        finally:
+            if plugin.watches:
+                self._look_later()
+
+    def load_all(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The objects of several plugins, by name; those that have to start do so side by side.
+
+        :param names: every one of `names` by default.
+        :raises ExceptionGroup: some could not be loaded: the error of each, as of `load`. The others are loaded all the
+            same, and `load` gives them.
+        """
+        wanted = list(dict.fromkeys(self.names() if names is None else names))
+        loaded: dict[str, Any] = {}
+        errors: list[Exception] = []
+        if not wanted:
+            return loaded
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(min(_SIDE_BY_SIDE, len(wanted)), "hybridload load_all") as pool:
+            for name, starting in [(name, pool.submit(self.load, name)) for name in wanted]:
+                error = starting.exception()
+                if isinstance(error, Exception):
+                    errors.append(error)
+                else:
+                    loaded[name] = starting.result()
+        if errors:
+            raise ExceptionGroup(f"{len(errors)} of {len(wanted)} plugins could not be loaded", errors)
+        return loaded
 
     def switch(self, name: str, isolation: str | Sequence[str]) -> None:
         """Move a plugin to another isolation while it is in use. The object in hand goes on working.
@@ -172,11 +163,27 @@ class Loader:
         :raises PluginError: as `load`; also when the name is not loaded yet.
         """
         chain = isolation_chain(isolation, f"Plugin {name!r}, isolation")
-        with self._lock:
-            plugin = self._loaded.get(name)
-        if plugin is None or not plugin.kinds():
-            raise ConfigError(f"Plugin {name!r} is not loaded: load it first, or load(..., isolation=).", plugin=name)
-        plugin.switch(chain)
+        self._in_use(name).switch(chain)
+
+    def reload(self, name: str) -> None:
+        """Have a new process, or a new object, take the plugin's place in the isolation that it is in.
+
+        For a binary that was replaced or code that was edited; in-process, modules that were imported stay as they are.
+        The new one is started first, as with `switch`, and the plugin stays as it is when that fails.
+
+        :raises PluginError: as `load`; also when the name is not loaded yet.
+        """
+        self._in_use(name).reload()
+
+    def on_event(self, callback: Callable[[PluginEvent], object]) -> Callable[[], None]:
+        """Have `callback` called with everything that happens to the plugins from now on.
+
+        One event at a time, in order, on the thread that brought it about: it should not take long. It may use the
+        loader. Each event is a log record of ``hybridload.events`` as well.
+
+        :returns: what ends it.
+        """
+        return self._host.events.subscribe(callback)
 
     def status(self, name: str) -> PluginStatus:
         """What became of a plugin.
@@ -205,18 +212,17 @@ class Loader:
     def close(self) -> None:
         """End every plugin and wait until they are gone. Objects in hand raise `PluginClosed`. Safe to call twice.
 
+        Calls in flight get up to 30 seconds to end.
+
         :raises ExceptionGroup: plugins whose own `close` failed; all of them are closed nevertheless.
         """
         with self._lock:
             self._closed = True
             loaded = list(self._loaded.values())
-        errors: list[Exception] = []
-        for plugin in loaded:
-            try:
-                plugin.close()
-            except Exception as error:
-                errors.append(error)
-        self._lifeline.close()
+        self._host.loop.stop()
+        errors = _close_all(loaded)
+        self._host.loop.close()
+        self._host.lifeline.close()
         if errors:
             raise ExceptionGroup("plugins failed to close", errors)
 
@@ -228,17 +234,25 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _plugin(self, name: str) -> _Plugin:
+    def _in_use(self, name: str) -> LoadedPlugin:
+        with self._lock:
+            plugin = self._loaded.get(name)
+        if plugin is None or not plugin.kinds():
+            raise ConfigError(f"Plugin {name!r} is not loaded: load it first, or load(..., isolation=).", plugin=name)
+        return plugin
+
+    def _plugin(self, name: str) -> LoadedPlugin:
         with self._lock:
             if self._closed:
                 raise PluginClosed(f"Plugin {name!r} cannot be loaded: the loader is closed.", plugin=name)
             if name in self._loaded:
                 return self._loaded[name]
-        resolution = self._sources.resolve(name)
+        sources = self._sources
+        resolution = sources.resolve(name)
         with self._lock:
             if self._closed:
                 raise PluginClosed(f"Plugin {name!r} cannot be loaded: the loader is closed.", plugin=name)
-            return self._loaded.setdefault(name, _Plugin(self, resolution))
+            return self._loaded.setdefault(name, LoadedPlugin(self._host, resolution, sources))
 
     def _kind(self, resolution: Resolution, interface: Callable[..., Any] | None) -> str:
         name, kinds = resolution.name, self._plugins[max(self._plugins)]
@@ -268,237 +282,112 @@ class Loader:
             plugin=name,
         )
 
-    def _request(self, resolution: Resolution, kind: str) -> Request:
-        return Request(
-            name=resolution.name,
-            kind=kind,
-            plugins=self._plugins,
-            plugin_reference=self._reference,
-            handshake=self._handshake,
-            resolution=resolution,
-            sources=self._sources,
-            lifeline=self._lifeline,
-        )
+    # -- watching
 
+    def _look_later(self) -> None:
+        self._host.loop.at("watch", time.monotonic() + INTERVAL, self._look)
 
-@dataclass(slots=True)
-class _Place:
-    """Where a plugin runs now, and the gate that its calls pass."""
-
-    isolation: str
-    running: Running
-    attempts: tuple[Attempt, ...]
-    gate: Gate = field(default_factory=Gate)
-
-
-class _Plugin:
-    """One name: where it runs, and the objects that callers hold for it, one per kind."""
-
-    def __init__(self, loader: Loader, resolution: Resolution) -> None:
-        self.resolution = resolution
-        self._loader = loader
-        self._name = resolution.name
-        self._lock = threading.Lock()
-        self._chain: Chain = resolution.chain
-        self._place: _Place | None = None
-        self._handles: dict[str, Any] = {}
-        self._restarts = 0
-        self._attempts: tuple[Attempt, ...] = ()
-        self._last_error: Exception | None = None
-        self._closed = False
-
-    def kinds(self) -> tuple[str, ...]:
-        return tuple(self._handles)
-
-    def handles(self) -> list[Any]:
-        return list(self._handles.values())
-
-    def load(self, kind: str, chain: Chain | None) -> Any:
+    def _look(self) -> None:
+        """Look at the files that are watched, and apply what changed."""
+        self._look_later()
+        if self._config_file is not None and self._config_file.changed():
+            self._reconfigure()
         with self._lock:
-            self._refuse_closed()
-            if self._place is not None and self._place.running.gone() is not None:
-                self._last_error = self._place.running.gone()
-                self._move(chain or self._chain, kind)
-                self._restarts += 1
-            elif self._place is None or (chain is not None and chain != self._chain):
-                self._move(chain or self.resolution.decide(), kind)
-            if kind not in self._handles:
-                self._handles[kind] = self._new_handle(kind)
-            return self._handles[kind]
+            loaded = list(self._loaded.values())
+        for plugin in loaded:
+            plugin.look()
 
-    def switch(self, chain: Chain) -> None:
-        with self._lock:
-            self._refuse_closed()
-            if chain != self._chain or self._place is None or self._place.running.gone() is not None:
-                self._move(chain, next(iter(self._handles)))
-
-    def status(self) -> PluginStatus:
-        place, error = self._place, self._last_error
-        gone = None if place is None else place.running.gone()
-        state = "failed" if error is not None and place is None else "unloaded"
-        if place is not None:
-            state = "running" if gone is None else "crashed"
-        running = None if place is None else place.running
-        return PluginStatus(
-            name=self._name,
-            state="closed" if self._closed else state,
-            isolation=None if place is None else place.isolation,
-            kinds=self.kinds(),
-            chain=self._chain,
-            pid=None if running is None else running.pid,
-            protocol=None if running is None else running.protocol,
-            version=None if running is None else running.version,
-            restarts=self._restarts,
-            degraded=bool(place is not None and place.attempts),
-            last_error=None if (gone or error) is None else str(gone or error),
-            attempts=self._attempts,
-            origin=self.resolution.origin,
-        )
-
-    def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            place, self._place = self._place, None
-            for kind, handle in self._handles.items():
-                rebind(handle, self._closed_methods(kind))
-            if place is not None:
-                self._leave(place)
-
-    # -- moving; called with the lock held
-
-    def _move(self, chain: Chain, kind: str) -> None:
-        """Open the first isolation of `chain` that works, put it into the slots, and leave the old one."""
-        place = self._open(chain, kind)
-        old = self._place
+    def _reconfigure(self) -> None:
+        """Apply the configuration that the file has now: to those plugins alone that it changes."""
+        assert self._settings.path is not None
+        before = self._settings
         try:
-            slots = {each: self._slots(place, each) for each in self._handles}
-        except BaseException:
-            place.running.close()
-            raise
-        self._place, self._chain, self._attempts = place, chain, place.attempts
-        for each, handle in self._handles.items():
-            rebind(handle, slots[each])
-        if old is not None:
-            self._leave(old)
+            settings = load_settings(before.path, environ=os.environ)
+            sources = Sources(settings, group=self._group)
+        except PluginError as error:
+            self._tell(None, "kept", f"the changed configuration is refused, the one before stays: {error}", error)
+            return
+        with self._lock:
+            self._settings, self._sources = settings, sources
+            loaded = dict(self._loaded)
+        fixed = [
+            key for key in ("plugins", "handshake", "group") if getattr(before.host, key) != getattr(settings.host, key)
+        ]
+        for key in fixed:
+            self._tell(None, "kept", f"{settings.key('host', key)} takes effect when the host is started again")
+        for name, plugin in loaded.items():
+            self._apply(name, plugin, sources)
 
-    def _open(self, chain: Chain, kind: str) -> _Place:
-        attempts: list[Attempt] = []
-        request = self._loader._request(self.resolution, kind)
-        for isolation in chain:
-            if not self.resolution.serves(isolation, chain):
-                continue
-            try:
-                running = driver(isolation).open(request)
-                try:
-                    running.methods(kind)
-                except BaseException:
-                    running.close()
-                    raise
-            except (ConfigError, ContractError) as error:
-                # The host's or the plugin's author has to mend these; another isolation would hide them.
-                self._last_error = error
-                raise
-            except PluginError as error:
-                attempts.append(Attempt(isolation, error))
-                self._last_error = error
-                if isinstance(error, ChecksumMismatch) and not self.resolution.settings.fallback_on_checksum:
-                    self._attempts = tuple(attempts)
-                    raise
-                continue
-            if attempts:
-                log.warning(
-                    "plugin %s: running %s, because %s",
-                    self._name,
-                    isolation,
-                    "; ".join(f"{attempt.isolation} failed ({attempt.error})" for attempt in attempts),
-                )
-            return _Place(isolation, running, tuple(attempts))
-        self._attempts = tuple(attempts)
-        refusal = NoUsableIsolation(self._nothing_left(chain, attempts), plugin=self._name, attempts=attempts)
-        self._last_error = refusal
-        raise refusal from (attempts[-1].error if attempts else None)
+    def _apply(self, name: str, plugin: LoadedPlugin, sources: Sources) -> None:
+        try:
+            if plugin.apply(sources.resolve(name), sources):
+                self._tell(name, "configured", "the changed configuration is in force")
+        except PluginNotFound as error:
+            with self._lock:
+                self._loaded.pop(name, None)
+            plugin.close("is no longer in the configuration, or disabled there: load it again once it is back")
+            self._tell(name, "closed", f"the changed configuration has it no more: {error}", error)
+        except PluginError as error:
+            if not self._closed:
+                self._tell(name, "kept", f"what the changed configuration says of it is refused: {error}", error)
 
-    def _nothing_left(self, chain: Chain, attempts: Sequence[Attempt]) -> str:
-        if not attempts:
-            return (
-                f"Plugin {self._name!r} has no source for {', '.join(chain)}: it comes from {self.resolution.origin}. "
-                "Choose another isolation, or give it " + ("a command." if "external" in chain else "an entry point.")
-            )
-        tried = "\n".join(f"  {attempt}" for attempt in attempts)
-        return f"Plugin {self._name!r} can run in none of the isolations that were tried:\n{tried}"
+    def _tell(self, plugin: str | None, what: str, message: str, error: Exception | None = None) -> None:
+        self._host.events.add(PluginEvent(plugin, what, message, error=error))
+        self._host.events.deliver()
 
-    def _leave(self, place: _Place) -> None:
-        if not place.running.direct and not place.gate.close(_DRAIN_TIMEOUT):
-            log.warning(
-                "plugin %s: calls were still in flight %g s after it was left (%s); they end now",
-                self._name,
-                _DRAIN_TIMEOUT,
-                place.isolation,
-            )
-        place.running.close()
+    def _forked(self) -> None:
+        """In a forked child: locks that other threads held are nobody's, and the parent's plugins are the parent's."""
+        self._lock = threading.Lock()
+        self._host.loop.forked()
+        self._host.events.forked()
+        for plugin in self._loaded.values():
+            plugin.forked()
 
-    # -- slots
 
-    def _new_handle(self, kind: str) -> Any:
-        assert self._place is not None
-        contract = self._contract(kind)
-        if contract is None:
-            return self._place.running.methods(kind)
-        service = contract.complete()
-        return new_handle(handle_class(service), self._slots(self._place, kind), self._describe)
+def _close_all(plugins: Sequence[LoadedPlugin]) -> list[Exception]:
+    """Close plugins, side by side when there are several; what went wrong."""
 
-    def _contract(self, kind: str) -> Contract[Any] | None:
-        """The contract that the host's object follows: that of the highest version which has the kind."""
-        for version in sorted(self._loader._plugins, reverse=True):
-            offered = self._loader._plugins[version].get(kind)
-            if offered is not None:
-                return offered if isinstance(offered, Contract) else None
+    def close(plugin: LoadedPlugin) -> Exception | None:
+        try:
+            plugin.close()
+        except Exception as error:
+            return error
         return None
 
-    def _slots(self, place: _Place, kind: str) -> Methods:
-        methods = place.running.methods(kind)
-        contract = self._contract(kind)
-        if contract is None:
-            return methods
-        names = [method.name for method in contract.complete().methods]
-        slots = {name: methods.get(name) or self._absent(name, place) for name in names}
-        if place.running.direct:
-            return slots
-        handles = self._handles
-        return gated(slots, place.gate, lambda name: getattr(handles[kind], name))
+    if len(plugins) < 2:
+        ended = [close(plugin) for plugin in plugins]
+    else:
+        from concurrent.futures import ThreadPoolExecutor
 
-    def _absent(self, method: str, place: _Place) -> Callable[..., Any]:
-        message = (
-            f"Plugin {self._name!r} runs version {place.running.version} of its interface, which has no {method}(): "
-            "check status(...).version before you call it."
-        )
+        with ThreadPoolExecutor(min(_SIDE_BY_SIDE, len(plugins)), "hybridload close") as pool:
+            ended = list(pool.map(close, plugins))
+    return [error for error in ended if error is not None]
 
-        def absent(*_: Any, **__: Any) -> Any:
-            raise ContractError(message, plugin=self._name)
 
-        return absent
+def _forked() -> None:
+    for loader in list(_of_this_process):
+        loader._forked()
 
-    def _closed_methods(self, kind: str) -> Methods:
-        contract = self._contract(kind)
-        names = [] if contract is None else [method.name for method in contract.complete().methods]
-        message = f"Plugin {self._name!r} was closed with its loader: load it from a new one."
 
-        def closed(*_: Any, **__: Any) -> Any:
-            raise PluginClosed(message, plugin=self._name)
+# Fork hooks belong to the process and can never be taken back, so there is one, and it has to find every loader.
+_of_this_process: weakref.WeakSet[Loader] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
-        return dict.fromkeys(names, closed)
 
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise PluginClosed(f"Plugin {self._name!r} was closed with its loader.", plugin=self._name)
+def _check_idempotent(plugins: VersionedPlugins) -> None:
+    """Refuse the mark where nothing could be sent again.
 
-    def _describe(self) -> str:
-        place = self._place
-        if place is None:
-            return f"{self._name!r} (closed)"
-        return f"{self._name!r} ({place.isolation}, pid {place.running.pid})"
+    :raises ContractError: naming the method.
+    """
+    for contract in {each for kinds in plugins.values() for each in kinds.values() if isinstance(each, Contract)}:
+        service = contract.complete()
+        for method in service.methods:
+            if method.kind is not Kind.UNARY and is_idempotent(getattr(service.interface, method.name)):
+                raise ContractError(
+                    f"{service.interface.__qualname__}.{method.name} is marked idempotent and has a stream, which "
+                    "cannot be sent again: remove the mark."
+                )
 
 
 def _from_config(key: str, reference: str | None) -> Any:

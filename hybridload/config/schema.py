@@ -32,6 +32,8 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{64}\Z")]
 Pattern = Annotated[str, msgspec.Meta(pattern=r"\A[^\0/\\*?\[\]]*\*[^\0/\\*?\[\]]*\Z")]
 # A year: far above what anybody waits, far below what a timer can hold.
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+SecondsOrNever = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+_SECONDS = "a number of seconds greater than 0, a year at most"
 
 
 def _list_of(kind: Any, at_least: int = 1) -> Any:
@@ -103,6 +105,7 @@ HOST: dict[str, Key] = {
     "group": Key(Name, "the name of an entry-point group"),
     "path": Key(_list_of(Name), "a list of folders", _folders, one_or_list=True),
     "pattern": Key(Pattern, 'a file name with exactly one *, as "greeter-*"'),
+    "watch": Key(bool, "true or false"),
 }
 
 DEFAULTS: dict[str, Key] = {
@@ -112,11 +115,22 @@ DEFAULTS: dict[str, Key] = {
     "env": Key(dict[VariableName, Text], "a table of strings, by variable", secret=True),
     "env_allow": Key(_list_of(VariableName, 0), "a list of names of variables", lambda value, _: tuple(value)),
     "cwd": Key(Name, "the path of a folder", _folder),
-    "start_timeout": Key(Seconds, "a number of seconds greater than 0, a year at most"),
-    "call_timeout": Key(Seconds, "a number of seconds greater than 0, a year at most"),
+    "start_timeout": Key(Seconds, _SECONDS),
+    "call_timeout": Key(Seconds, _SECONDS),
     "auto_mtls": Key(bool, "true or false"),
     "multiplex": Key(bool, "true or false"),
     "protocols": Key(_list_of(Literal["grpc", "netrpc"]), 'a list with "grpc", "netrpc" or both', _distinct),
+    "max_restarts": Key(Annotated[int, msgspec.Meta(ge=0, le=1_000_000)], "a number of restarts, 0 for none"),
+    "restart_window": Key(Seconds, _SECONDS),
+    "backoff": Key(Seconds, _SECONDS),
+    "backoff_max": Key(Seconds, _SECONDS),
+    "retry_after": Key(Seconds, _SECONDS),
+    "health_interval": Key(SecondsOrNever, "a number of seconds, 0 for no health checks, a year at most"),
+    "health_timeout": Key(Seconds, _SECONDS),
+    "max_concurrency": Key(Annotated[int, msgspec.Meta(ge=1, le=1_000_000)], "a number of calls, at least 1"),
+    "when_busy": Key(Literal["wait", "error"], '"wait" or "error"'),
+    "after_fork": Key(Literal["closed", "restart"], '"closed" or "restart"'),
+    "watch": Key(bool, "true or false"),
     "fallback_on_checksum": Key(bool, "true or false"),
     "enabled": Key(bool, "true or false"),
 }

@@ -36,6 +36,8 @@ class HostSettings:
     """Folders that are searched for programs."""
     pattern: str = "*"
     """The file name of a program in such a folder; the plugin's name is what the `*` matched."""
+    watch: bool = False
+    """Whether a change of the file is applied, and a change of a plugin's program reloads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,28 @@ class PluginSettings:
     multiplex: bool | None = None
     """Whether all connections to the process share one socket."""
     protocols: tuple[str, ...] | None = None
+    max_restarts: int | None = None
+    """Restarts within `restart_window`, before the next isolation takes over."""
+    restart_window: float | None = None
+    """Seconds."""
+    backoff: float | None = None
+    """Seconds before the second restart within the window; each further one waits twice as long."""
+    backoff_max: float | None = None
+    """Seconds that a restart waits at the most."""
+    retry_after: float | None = None
+    """Seconds until a better isolation than the one in use is probed."""
+    health_interval: float | None = None
+    """Seconds between two health checks; 0 for none."""
+    health_timeout: float | None = None
+    """Seconds that the answer to one may take."""
+    max_concurrency: int | None = None
+    """Calls in flight at once."""
+    when_busy: str | None = None
+    """`"wait"` or `"error"`: what a call does that would be one too many."""
+    after_fork: str | None = None
+    """`"closed"` or `"restart"`: what a forked child of the host has in its hands."""
+    watch: bool | None = None
+    """Whether a change of its program reloads it."""
     fallback_on_checksum: bool = False
     enabled: bool = True
     isolation_from: str | None = None

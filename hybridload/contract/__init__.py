@@ -5,6 +5,7 @@ Importing this loads no protobuf, and neither does completing a contract that ha
 
 from hybridload.contract.exceptions import Status, decode_exception, encode_exception
 from hybridload.contract.hints import Field
+from hybridload.contract.idempotent import idempotent, is_idempotent
 from hybridload.contract.service import Contract, Kind, Method, Objects, Parameter, Service, as_contract
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "as_contract",
     "decode_exception",
     "encode_exception",
+    "idempotent",
+    "is_idempotent",
 ]

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -193,6 +193,8 @@ class Client:
         self._closing = threading.Event()
         self._process: RunningPlugin | None = None
         self._connection: Any = None
+        self._verdict: str | None = None
+        self._when_gone: list[Callable[[], None]] = []
         self._line: HandshakeLine | None = None
         self._printed: bytes | None = None
         self._announced: HandshakeLine | None = None
@@ -427,6 +429,22 @@ class Client:
             return None
         process.wait(_PARTING)  # what it wrote in the end is part of the error
         return self._closed() if self._closing.is_set() else self._crashed()
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, on some thread, when the process has ended without having been asked to; now when it
+        has already. It may be called twice."""
+        self._when_gone.append(callback)
+        if self.exited and not self._closing.is_set():
+            callback()
+
+    def condemn(self, why: str) -> None:
+        """Kill a plugin that is of no use any more, at once. Calls in flight raise `PluginCrashed`.
+
+        :param why: what it did, as the rest of a sentence about it.
+        """
+        self._verdict = why
+        if self._process is not None:
+            self._process.kill()
 
     # -- starting
 
@@ -696,6 +714,8 @@ class Client:
         # Before that, whoever starts it is told.
         if self._connection is not None and not self._closing.is_set():
             self._log.emit(LogEntry(logging.WARNING, f"plugin {self.name} ended {describe_exit(returncode)}"))
+            for callback in self._when_gone:
+                callback()
 
     def _connected(self) -> Any:
         connection = self._connection
@@ -764,8 +784,9 @@ class Client:
     def _crashed(self) -> PluginCrashed:
         code = self.returncode
         when = "right after its handshake line" if self._connection is None else "while it was in use"
+        what = f"ended {describe_exit(code)} {when}" if self._verdict is None else f"{self._verdict} and was killed"
         return PluginCrashed(
-            self._with_last_words(f"Plugin {self.name!r} ended {describe_exit(code)} {when}"),
+            self._with_last_words(f"Plugin {self.name!r} {what}"),
             plugin=self.name,
             returncode=code,
             stderr=self.stderr,

@@ -7,7 +7,9 @@ would be one more file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,12 +21,38 @@ if TYPE_CHECKING:
     from hybridload.sources import Resolution, Sources
 
 
+class Opening:
+    """A start that may be called off from another thread while it is under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kill: Callable[[], None] | None = None
+        self.called_off = False
+
+    def begin(self, kill: Callable[[], None]) -> None:
+        """Something is about to start that `kill` ends, whatever it is at."""
+        with self._lock:
+            self._kill = kill
+            called_off = self.called_off
+        if called_off:
+            kill()
+
+    def call_off(self) -> None:
+        """End what is starting, or will be: it fails with `PluginClosed`."""
+        with self._lock:
+            self.called_off = True
+            kill = self._kill
+        if kill is not None:
+            kill()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Everything that a driver may need to run one plugin.
 
     :param kind: the kind that was asked for first; a running plugin may be asked for others.
     :param plugin_reference: where a child process finds the plugin set, as ``module:NAME``; `None` when unknown.
+    :param opening: told of what is started, so that it can be called off.
     """
 
     name: str
@@ -35,6 +63,7 @@ class Request:
     resolution: Resolution
     sources: Sources
     lifeline: Lifeline
+    opening: Opening = field(default_factory=Opening)
 
 
 class Running(Protocol):
@@ -57,6 +86,21 @@ class Running(Protocol):
 
     def gone(self) -> Exception | None:
         """Why calls can no longer succeed; `None` while they can."""
+
+    def ping(self, timeout: float) -> None:
+        """Check that it answers within so many seconds.
+
+        :raises PluginError: it does not, and why.
+        """
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, on some thread, when the plugin has ended by itself; now when it has already."""
+
+    def condemn(self, why: str) -> None:
+        """Kill it at once: it is of no use any more. Calls in flight raise `PluginCrashed`.
+
+        :param why: what it did, as the rest of a sentence about it.
+        """
 
     def close(self) -> None:
         """End it and wait until it is gone. Safe to call twice."""

@@ -7,10 +7,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from hybridload.errors import RemoteError
 from hybridload.goplugin.client import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from hybridload.external import External
     from hybridload.handle import Methods
@@ -68,6 +69,7 @@ def start_client(
         call_timeout=settings.call_timeout,
         **given,
     )
+    request.opening.begin(client.kill)
     client.start()
     return client
 
@@ -88,6 +90,20 @@ class ProcessPlugin:
 
     def gone(self) -> Exception | None:
         return self._client.gone()
+
+    def ping(self, timeout: float) -> None:
+        try:
+            self._client.ping(timeout)
+        except RemoteError as error:
+            # It has no health service, but it answers.
+            if error.code not in ("UNIMPLEMENTED", "NOT_FOUND"):
+                raise
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        self._client.when_gone(callback)
+
+    def condemn(self, why: str) -> None:
+        self._client.condemn(why)
 
     def close(self) -> None:
         self._client.kill()

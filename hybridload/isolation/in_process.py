@@ -10,6 +10,8 @@ from hybridload.errors import ConfigError
 from hybridload.implementation import build_implementation, check_implementation, close_implementation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hybridload.contract import Service
     from hybridload.goplugin.plugins import VersionedPlugins
     from hybridload.handle import Methods
@@ -47,6 +49,15 @@ class InProcessPlugin:
 
     def gone(self) -> Exception | None:
         return None
+
+    def ping(self, timeout: float) -> None:
+        """It answers as long as the host does."""
+
+    def when_gone(self, callback: Callable[[], None]) -> None:
+        """It never ends by itself."""
+
+    def condemn(self, why: str) -> None:
+        """Nothing can be done to it."""
 
     def close(self) -> None:
         built, self._built = self._built, None

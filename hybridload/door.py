@@ -1,0 +1,388 @@
+"""The way of a call into a plugin, wherever that runs at the moment.
+
+A door leads to one place: a running plugin with its gate. While the plugin is started again it leads nowhere, and
+calls wait in front of it, within their deadline or for `PATIENCE` seconds; once the plugin has failed or was closed,
+calls are refused there and then. What follows from that:
+
+- A call that arrives while the plugin is away is sent when it is back, as if it had come then.
+- A call that is in flight when the plugin dies raises `PluginCrashed`: nobody knows whether it was carried out. Only a
+  method whose interface marks it `hybridload.idempotent` is sent again, to the new process, within its deadline and
+  `TRIES` times in all, so that a request which kills every plugin that it meets does not use up the restarts.
+- A switch opens the door to the new place first and closes the old one's gate then: a call is counted in one of them,
+  and is answered where it is counted.
+
+In-process calls do not come through here, unless they are to be counted: their slot is the object's own bound method.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hybridload.contract import Kind, is_idempotent
+from hybridload.drain import CountedAsyncStream, CountedStream, Gate, Limit
+from hybridload.errors import CallTimeout, PluginBusy, PluginCrashed
+
+if TYPE_CHECKING:
+    from hybridload.contract import Method, Service
+    from hybridload.handle import Methods
+
+PATIENCE = 30.0
+"""Seconds that a call without a deadline waits for a plugin that is being started again."""
+TRIES = 3
+
+Steps = Generator[tuple["Future[None]", float | None], None, "Place"]
+
+
+class Place(Protocol):
+    """A running plugin, as calls see it."""
+
+    @property
+    def gate(self) -> Gate:
+        """Counts the calls in flight there."""
+
+    @property
+    def methods(self) -> Mapping[str, Methods]:
+        """Kind -> method name -> callable."""
+
+
+class Door:
+    """Leads calls to where the plugin runs. Safe from any thread and from event loops.
+
+    :param name: the plugin's.
+    :param doubt: told of a place when a call there raised `PluginCrashed`.
+    :param absence: why nobody can be let in at the moment, for the error of a call that has waited long enough.
+    """
+
+    def __init__(self, name: str, *, doubt: Callable[[Any], None], absence: Callable[[str], Exception]) -> None:
+        self.name = name
+        self.limit = Limit(math.inf)
+        self.waits_when_busy = True
+        self.call_timeout: float | None = None
+        self._doubt = doubt
+        self._absence = absence
+        self._begin_anew()
+        self._place: Any = None
+        self._refusal: Callable[[], Exception] | None = None
+        self._summon: Callable[[], None] | None = None
+
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._arrival = _arrival()
+
+    # -- for whoever moves the plugin
+
+    def open(self, place: Place) -> None:
+        """Lead to another place."""
+        with self._lock:
+            self._place, self._refusal, self._summon = place, None, None
+            self._arrived()
+
+    def shut(self, place: Place) -> None:
+        """Let nobody in to a place, until it is reopened or the door leads to another."""
+        with self._lock:
+            place.gate.shut()
+
+    def reopen(self, place: Place) -> None:
+        """Let calls in to a place that was shut."""
+        with self._lock:
+            place.gate.reopen()
+            self._arrived()
+
+    def refuse(self, error: Callable[[], Exception]) -> None:
+        """Refuse every call, until the door is opened.
+
+        :param error: makes the exception of one call.
+        """
+        with self._lock:
+            self._refusal = error
+            if self._place is not None:
+                self._place.gate.shut()
+            self._arrived()
+
+    def summon(self, start: Callable[[], None]) -> None:
+        """Lead nowhere, and have `start` called by whoever comes first."""
+        with self._lock:
+            self._place, self._refusal, self._summon = None, None, start
+
+    def forked(self) -> None:
+        """In a forked child: nobody waits here, and nobody is inside."""
+        self._begin_anew()
+        self.limit = Limit(self.limit.most)
+
+    def _arrived(self) -> None:
+        arrival, self._arrival = self._arrival, _arrival()
+        arrival.set_result(None)
+
+    # -- for calls
+
+    def enter(self, until: float | None) -> Any:
+        """Be counted where the plugin runs, and be told where; waits for that.
+
+        :param until: the call's deadline, on the clock of `time.monotonic`.
+        :raises PluginBusy, CallTimeout, PluginCrashed, PluginClosed, NoUsableIsolation: why it cannot be.
+        """
+        place = self.enter_now()
+        if place is not None:
+            return place
+        steps = self._entering(until)
+        try:
+            future, patience = next(steps)
+            while True:
+                try:
+                    future.result(_remaining(until, patience))
+                except TimeoutError as error:
+                    future, patience = steps.throw(error)
+                else:
+                    future, patience = next(steps)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            steps.close()
+
+    def enter_now(self) -> Any:
+        """The same if it takes no waiting; `None`, and not counted, otherwise."""
+        if not self.limit.enter():
+            return None
+        place = self._place
+        if place is not None and place.gate.enter():
+            return place
+        self.limit.leave()
+        return None
+
+    async def enter_async(self, until: float | None) -> Any:
+        """The same on an event loop, which goes on meanwhile."""
+        place = self.enter_now()
+        if place is not None:
+            return place
+        import asyncio
+
+        steps = self._entering(until)
+        try:
+            future, patience = next(steps)
+            while True:
+                try:
+                    await asyncio.wait_for(asyncio.wrap_future(future), _remaining(until, patience))
+                except TimeoutError as error:
+                    future, patience = steps.throw(error)
+                else:
+                    future, patience = next(steps)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            steps.close()
+
+    def leave(self, place: Place) -> None:
+        """Be counted no more."""
+        place.gate.leave()
+        self.limit.leave()
+
+    def crashed(self, place: Place) -> None:
+        """A call in that place raised `PluginCrashed`."""
+        self._doubt(place)
+
+    def deadline(self) -> float | None:
+        """When a call that begins now has to have ended, on the clock of `time.monotonic`."""
+        return None if self.call_timeout is None else time.monotonic() + self.call_timeout
+
+    def _entering(self, until: float | None) -> Steps:
+        """What has to be waited for, each with the seconds that it is waited for at the most; returns the place."""
+        limit = self.limit
+        if not limit.enter():
+            yield from self._take_turn(limit, until)
+        try:
+            while True:
+                place = self._place
+                if place is not None and place.gate.enter():
+                    return place  # type: ignore[no-any-return]
+                arrival = self._arrival_after(place)
+                if arrival is None:
+                    continue
+                try:
+                    yield arrival, PATIENCE
+                except TimeoutError:
+                    raise self._late(until) from None
+        except BaseException:
+            limit.leave()
+            raise
+
+    def _take_turn(self, limit: Limit, until: float | None) -> Generator[tuple[Future[None], float | None], None, None]:
+        if not self.waits_when_busy:
+            raise PluginBusy(
+                f"Plugin {self.name!r} has {limit.most} calls in flight, as many as max_concurrency allows. Call it "
+                'later, raise max_concurrency, or set when_busy = "wait".',
+                plugin=self.name,
+            )
+        turn = limit.queue()
+        try:
+            yield turn, None
+        except BaseException as error:
+            if not turn.cancel():
+                limit.leave()
+            if isinstance(error, TimeoutError):
+                raise CallTimeout(
+                    f"Plugin {self.name!r}: the call's deadline came while it waited for one of the {limit.most} that "
+                    "max_concurrency allows at once.",
+                    plugin=self.name,
+                ) from None
+            raise
+
+    def _arrival_after(self, place: Any) -> Future[None] | None:
+        """What is done when calls may be let in; `None` when there may be news already."""
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal()
+            if self._place is not place or (place is not None and place.gate.is_open):
+                return None
+            arrival, summon, self._summon = self._arrival, self._summon, None
+        if summon is not None:
+            summon()
+        return arrival
+
+    def _late(self, until: float | None) -> Exception:
+        if until is not None and time.monotonic() >= until:
+            return CallTimeout(
+                f"Plugin {self.name!r} was being started again, and was not back before the call's deadline.",
+                plugin=self.name,
+            )
+        return self._absence(f"and was not back within {PATIENCE:g} s")
+
+
+def slots(service: Service, kind: str, door: Door) -> Methods:
+    """The methods of a plugin's object: each call goes through the door."""
+    return {
+        method.name: _named(
+            _SLOTS[method.kind in _STREAMS, method.is_async](door, kind, method, service), method, service
+        )
+        for method in service.methods
+    }
+
+
+def _arrival() -> Future[None]:
+    arrival: Future[None] = Future()
+    # Several wait for it: who gives up must not cancel it for the others.
+    arrival.set_running_or_notify_cancel()
+    return arrival
+
+
+def _remaining(until: float | None, patience: float | None) -> float | None:
+    if until is None:
+        return patience
+    remaining = max(0.0, until - time.monotonic())
+    return remaining if patience is None else min(remaining, patience)
+
+
+def _named(slot: Any, method: Method, service: Service) -> Callable[..., Any]:
+    functools.update_wrapper(slot, getattr(service.interface, method.name))
+    del slot.__wrapped__
+    slot.__signature__ = method.signature
+    return slot  # type: ignore[no-any-return]
+
+
+def _tries(method: Method, service: Service) -> int:
+    return TRIES if is_idempotent(getattr(service.interface, method.name)) else 1
+
+
+def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+    name, tries = method.name, _tries(method, service)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        until, left = door.deadline(), tries
+        while True:
+            place = door.enter(until)
+            try:
+                return place.methods[kind][name](*args, **kwargs)
+            except PluginCrashed:
+                door.crashed(place)
+                left -= 1
+                if not left:
+                    raise
+            finally:
+                door.leave(place)
+
+    return call
+
+
+def _async_call(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+    name, tries = method.name, _tries(method, service)
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        until, left = door.deadline(), tries
+        while True:
+            place = await door.enter_async(until)
+            try:
+                return await place.methods[kind][name](*args, **kwargs)
+            except PluginCrashed:
+                door.crashed(place)
+                left -= 1
+                if not left:
+                    raise
+            finally:
+                door.leave(place)
+
+    return call
+
+
+def _stream(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+    name = method.name
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _opened(door, door.enter(door.deadline()), kind, name, args, kwargs, CountedStream)
+
+    return call
+
+
+def _async_stream(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+    name = method.name
+
+    def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        place = door.enter_now()
+        if place is not None:
+            return _opened(door, place, kind, name, args, kwargs, CountedAsyncStream)  # type: ignore[no-any-return]
+        return _async_items(door, kind, name, args, kwargs)
+
+    return call
+
+
+async def _async_items(
+    door: Door, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> AsyncIterator[Any]:
+    place = await door.enter_async(door.deadline())
+    stream = _opened(door, place, kind, name, args, kwargs, CountedAsyncStream)
+    try:
+        async for item in stream:
+            yield item
+    finally:
+        await stream.aclose()
+
+
+def _opened(
+    door: Door, place: Any, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Any
+) -> Any:
+    """Begin a stream, which is in flight until it ends."""
+    try:
+        stream = place.methods[kind][name](*args, **kwargs)
+    except BaseException as error:
+        door.leave(place)
+        if isinstance(error, PluginCrashed):
+            door.crashed(place)
+        raise
+    when_done = getattr(stream, "add_done_callback", None)
+    if when_done is None:
+        return counted(stream, functools.partial(door.leave, place))
+    when_done(functools.partial(door.leave, place))
+    return stream
+
+
+_STREAMS = (Kind.SERVER_STREAM, Kind.BIDI)
+_SLOTS: Mapping[tuple[bool, bool], Callable[[Door, str, Method, Service], Callable[..., Any]]] = {
+    (False, False): _call,
+    (False, True): _async_call,
+    (True, False): _stream,
+    (True, True): _async_stream,
+}
