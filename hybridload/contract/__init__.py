@@ -6,6 +6,7 @@ Importing this loads no protobuf, and neither does completing a contract that ha
 from hybridload.contract.exceptions import Status, decode_exception, encode_exception
 from hybridload.contract.hints import Field
 from hybridload.contract.idempotent import idempotent, is_idempotent
+from hybridload.contract.netrpc import NetRPC, NetRPCMethod
 from hybridload.contract.service import Contract, Kind, Method, Objects, Parameter, Service, as_contract
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "Field",
     "Kind",
     "Method",
+    "NetRPC",
+    "NetRPCMethod",
     "Objects",
     "Parameter",
     "Service",

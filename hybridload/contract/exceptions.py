@@ -109,7 +109,7 @@ def encode_exception(exc: BaseException, contract: Contract[Any]) -> Status:
     :param contract: of the interface whose method raised it.
     """
     code = status_code(exc)
-    message = _cut(_text(exc) or type(exc).__name__, MESSAGE_LIMIT)
+    message = _cut(message_of(exc), MESSAGE_LIMIT)
     if isinstance(exc, RemoteError) and exc.code:
         code = exc.code
     budget = LIMIT - _percent_encoded(message)
@@ -118,6 +118,11 @@ def encode_exception(exc: BaseException, contract: Contract[Any]) -> Status:
     except Exception:  # an exception whose own methods fail must not hide that the call failed
         details = None
     return Status(code, message, details)
+
+
+def message_of(exc: BaseException) -> str:
+    """What an exception says, or its type's name when it says nothing."""
+    return _text(exc) or type(exc).__name__
 
 
 def status_code(exc: BaseException) -> str:

@@ -118,10 +118,13 @@ class MessageClass:
 
 @dataclass(frozen=True, slots=True)
 class RecordField:
+    """:param annotation: the resolved hint with its `Annotated`, for protocols that look for marks of their own."""
+
     name: str
     shape: Shape
     number: int
     keyword_only: bool
+    annotation: Any = None
 
 
 @dataclass(eq=False, slots=True)
@@ -438,7 +441,7 @@ class HintReader:
             try:
                 check_name(item.name)
                 number = pinned_number(strip(hint)[1]) or position
-                found.append(RecordField(item.name, self.read(hint), number, bool(item.kw_only)))
+                found.append(RecordField(item.name, self.read(hint), number, bool(item.kw_only), hint))
             except Misfit as error:
                 raise Misfit(f"{describe(cls)}.{item.name}: {error}") from error
             numbered.append((item.name, number))

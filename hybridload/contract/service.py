@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from hybridload.contract import hints
 from hybridload.contract import interface as reading
 from hybridload.contract.hints import HintReader, Misfit, Shape, has_reference
+from hybridload.contract.netrpc import NetRPC
 from hybridload.errors import ContractError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Parameter:
     :param number: the field's number in the derived request message.
     :param default: the interface's, or `inspect.Parameter.empty`.
     :param stream: whether it is the iterator of a client stream.
+    :param annotation: as annotated, resolved, for protocols that look for marks of their own in `Annotated`.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Parameter:
     default: Any
     keyword_only: bool
     stream: bool = False
+    annotation: Any = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -100,6 +103,7 @@ class Method:
     :param result_shape: what that hint says; `None` for no result.
     :param result_number: the field's number in the derived response message.
     :param function: the interface's own function, with whatever marks decorators left on it.
+    :param result_annotation: as `Parameter.annotation`.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Method:
     result_shape: Shape | None
     result_number: int
     function: Callable[..., Any] = field(repr=False)
+    result_annotation: Any = None
 
     @property
     def location(self) -> str:
@@ -136,9 +141,10 @@ class Contract(Generic[T]):
         the working directory, then beside the interface's module. Needs grpcio-tools.
     :param errors: exception classes that cross as themselves, besides builtins and those bound in the interface's
         module.
+    :param netrpc: how the methods travel over net/rpc, where the plugin's author chose otherwise than its defaults.
     """
 
-    __slots__ = ("_lock", "_names", "_service", "descriptor_set", "errors", "interface", "proto", "service")
+    __slots__ = ("_lock", "_names", "_service", "descriptor_set", "errors", "interface", "netrpc", "proto", "service")
 
     def __init__(
         self,
@@ -148,12 +154,14 @@ class Contract(Generic[T]):
         descriptor_set: bytes | None = None,
         proto: str | os.PathLike[str] | None = None,
         errors: Sequence[type[Exception]] = (),
+        netrpc: NetRPC | None = None,
     ) -> None:
         self.interface: type[T] = interface  # type: ignore[assignment]
         self.service = service
         self.descriptor_set = descriptor_set
         self.proto = proto
         self.errors = tuple(errors)
+        self.netrpc = netrpc
         self._lock = threading.Lock()
         self._service: Service | None = None
         local = isinstance(interface, type) and "<locals>" in interface.__qualname__
@@ -378,6 +386,7 @@ class _Draft:
             result_shape=result_shape,
             result_number=result_number,
             function=function,
+            result_annotation=result,
         )
 
     def _result(self, function: Any, resolved: dict[str, Any], complaints: list[str]) -> tuple[Any, bool, bool]:
@@ -448,6 +457,7 @@ class _Draft:
             default=declared.default,
             keyword_only=declared.kind is declared.KEYWORD_ONLY,
             stream=stream is not None,
+            annotation=resolved[declared.name],
         )
 
     def _check_wire_names(self, methods: list[Method]) -> None:

@@ -103,7 +103,8 @@ class Client:
         exactly the other's. A plugin that cannot do it is refused.
     :param tls: own TLS material instead: a client context, or a `TLS` of client and server context where the plugin
         calls back. The plugin must serve with its counterpart.
-    :param multiplex: have all connections share one socket. A plugin that cannot do it is refused.
+    :param multiplex: have all gRPC connections share one socket. A plugin that cannot do it is refused. Over net/rpc
+        they always do.
     :param min_port: the least tcp port that a plugin which listens on tcp may use.
     :param max_port: the greatest.
     :param unix_socket_dir: where the folder with the plugin's sockets is made; the temporary folder by default.
@@ -130,7 +131,7 @@ class Client:
         auto_mtls: bool = True,
         multiplex: bool = False,
         sha256: str | None = None,
-        allowed_protocols: Sequence[str] = ("grpc",),
+        allowed_protocols: Sequence[str] = ("grpc", "netrpc"),
         start_timeout: float = 60.0,
         call_timeout: float | None = None,
         env: Mapping[str, str] | None = None,
@@ -239,7 +240,7 @@ class Client:
         process = self._process
         if process is None or process.pid is None or self._closing.is_set():
             raise self._closed()
-        if self._multiplex:
+        if self._multiplex and line.protocol == "grpc":
             raise ConfigError(
                 f"Plugin {self.name!r} is multiplexed: it takes one connection in its life, so nobody can reattach.",
                 plugin=self.name,
@@ -277,7 +278,7 @@ class Client:
                 raise
 
     def dispense(self, kind: str) -> Any:
-        """An object whose methods run in the plugin; for a hand-written plugin, what its `grpc_client` returns.
+        """An object whose methods run in the plugin; for a hand-written plugin, what its client half returns.
 
         Starts the plugin if need be. Each call gives a new object.
 
@@ -571,7 +572,7 @@ class Client:
                 "was asked for TLS (AutoMTLS) and sent no certificate: it cannot do it. "
                 "Use a newer plugin, or set auto_mtls = false for it",
             )
-        if self._multiplex and not line.multiplex:
+        if self._multiplex and line.protocol == "grpc" and not line.multiplex:
             raise self._refused(
                 HandshakeError,
                 "was asked to share one socket (multiplex) and cannot do it. "
@@ -622,27 +623,46 @@ class Client:
         )
 
     def _connect(self, line: HandshakeLine, deadline: float) -> Any:
+        patience = max(_PARTING, deadline - time.monotonic())
+        common: dict[str, Any] = {
+            "name": self.name,
+            "fate": self.gone,
+            "stdout": self._stdout.sink(),
+            "stderr": self._stderr.sink(),
+            "call_timeout": self._call_timeout,
+            "connect_timeout": patience,
+        }
+        connect = self._connect_grpc if line.protocol == "grpc" else self._connect_netrpc
+        try:
+            return connect(line, patience, common)
+        except HandshakeError as error:
+            raise self._refused(type(error), str(error)) from error.__cause__
+
+    def _connect_grpc(self, line: HandshakeLine, patience: float, common: Mapping[str, Any]) -> Any:
         from hybridload.goplugin.grpc.connection import GRPCConnection
         from hybridload.goplugin.grpc.engines import engine_named
 
         transport = self._transport(line)
-        patience = max(_PARTING, deadline - time.monotonic())
-        try:
-            return GRPCConnection(
-                self._endpoint(line, transport, patience),
-                transport,
-                engine_named(self._engine),
-                self._versions[line.app_version],
-                name=self.name,
-                fate=self.gone,
-                stdout=self._stdout.sink(),
-                stderr=self._stderr.sink(),
-                call_timeout=self._call_timeout,
-                connect_timeout=patience,
-                options=self._channel_options,
-            )
-        except HandshakeError as error:
-            raise self._refused(type(error), str(error)) from error.__cause__
+        return GRPCConnection(
+            self._endpoint(line, transport, patience),
+            transport,
+            engine_named(self._engine),
+            self._versions[line.app_version],
+            options=self._channel_options,
+            **common,
+        )
+
+    def _connect_netrpc(self, line: HandshakeLine, patience: float, common: Mapping[str, Any]) -> Any:
+        from hybridload.goplugin.netrpc.connection import NetRPCConnection
+        from hybridload.goplugin.transport import SocketTransport
+
+        transport = SocketTransport(self._tls(line), inwards=self._runner.plugin_to_host)
+        return NetRPCConnection(
+            lambda: transport.connect(line.network, line.address, patience),
+            f"{line.network} {line.address}",
+            self._versions[line.app_version],
+            **common,
+        )
 
     def _endpoint(self, line: HandshakeLine, transport: Transport, patience: float) -> Endpoint:
         from hybridload.goplugin.grpc.engine import Endpoint
@@ -681,11 +701,10 @@ class Client:
         if self._certificate is None or line.certificate is None:
             return None
         from hybridload.goplugin.streams.tls import client_context, server_context
-        from hybridload.goplugin.transport import TLS
+        from hybridload.goplugin.transport import TLS, alpn_of
 
-        return TLS(
-            client_context(self._certificate, line.certificate), server_context(self._certificate, line.certificate)
-        )
+        own, theirs, alpn = self._certificate, line.certificate, alpn_of(line.protocol)
+        return TLS(client_context(own, theirs, alpn), server_context(own, theirs, alpn))
 
     # -- while it runs
 
@@ -896,8 +915,6 @@ def _protocols(allowed: Sequence[str], name: str) -> tuple[str, ...]:
         raise ConfigError(
             f"Plugin {name!r}: allowed_protocols is {allowed!r}: give one or both of 'grpc' and 'netrpc'.", plugin=name
         )
-    if "netrpc" in protocols:
-        raise ConfigError(f"Plugin {name!r}: net/rpc is not supported yet: allow 'grpc' alone.", plugin=name)
     return protocols
 
 

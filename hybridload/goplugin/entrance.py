@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from hybridload.errors import ConfigError
 from hybridload.goplugin.grpc.broker import KnockedListener
 from hybridload.goplugin.host_environment import HostEnvironment
-from hybridload.goplugin.line import HandshakeLine
+from hybridload.goplugin.line import HandshakeLine, Protocol
 from hybridload.goplugin.streams.base import Listener, StreamError
 from hybridload.goplugin.streams.sockets import UnixAccess, listen_tcp, listen_unix
-from hybridload.goplugin.transport import TLS, MultiplexedTransport, SocketTransport, Transport
+from hybridload.goplugin.transport import TLS, MultiplexedTransport, SocketTransport, Transport, alpn_of
 
 if TYPE_CHECKING:
     import ssl
@@ -40,6 +40,7 @@ class Entrance:
     :param folder: where unix sockets go.
     :param tls: own TLS material, which wins over the host's certificate.
     :param network: ``"unix"`` or ``"tcp"``.
+    :param protocol: what is spoken: net/rpc is never multiplexed in this way, as it always is in its own.
     :raises ConfigError: the host's certificate is none, or TLS is asked for in a way that cannot be had.
     :raises StreamError: nothing can be listened on.
     """
@@ -51,8 +52,10 @@ class Entrance:
         *,
         tls: TLS | ssl.SSLContext | None = None,
         network: str = "unix",
+        protocol: Protocol = "grpc",
     ) -> None:
         self._stack = ExitStack()
+        self._protocol: Protocol = protocol
         self._certificate: Certificate | None = None
         self._tls = self._own_tls(tls) if tls is not None else self._auto_mtls(environment)
         self._folder = folder
@@ -62,7 +65,7 @@ class Entrance:
         self._network = network
         self._address = ""
         self.transport: Transport = SocketTransport(self._tls, make_listener=self._unix)
-        if environment.multiplex:
+        if environment.multiplex and protocol == "grpc":
             late = _LateTransport(self._tls)
             self._stack.callback(late.close)
             self.transport = late
@@ -72,13 +75,13 @@ class Entrance:
         """Whether what is on the wire is nothing but gRPC."""
         return self._tls is None and not self.transport.multiplexed
 
-    def line(self, app_version: int, protocol: Any = "grpc") -> HandshakeLine:
-        """The handshake line that leads here; after `serve`."""
+    def line(self, app_version: int) -> HandshakeLine:
+        """The handshake line that leads here; after `serve` or `listen`."""
         return HandshakeLine(
             app_version=app_version,
             network=self._network,  # type: ignore[arg-type]
             address=self._address,
-            protocol=protocol,
+            protocol=self._protocol,
             certificate=None if self._certificate is None else self._certificate.der,
             # Not whether it will be done, but whether it can: Go's answer is the same for whatever value is asked with.
             multiplex=None if self._asked_multiplex is None else True,
@@ -90,16 +93,27 @@ class Entrance:
             self._address = server.listen("unix", self._folder.new_path())
             self._folder.share(self._address)
             return
-        listener = self._unix() if self._network == "unix" else listen_tcp("127.0.0.1", *self._ports)
-        self._stack.callback(listener.close)
-        self._address = listener.address
         if isinstance(self.transport, _LateTransport):
+            listener = self._listen()
             server.serve(self.transport.main)
             self.transport.begin(listener)
         else:
-            from hybridload.goplugin.streams.tls import TLSListener
+            server.serve(self.listen())
 
-            server.serve(listener if self._tls is None else TLSListener(listener, self._tls.server))
+    def listen(self) -> Listener:
+        """Listen for raw connections, under TLS where it was asked for."""
+        listener = self._listen()
+        if self._tls is None:
+            return listener
+        from hybridload.goplugin.streams.tls import TLSListener
+
+        return TLSListener(listener, self._tls.server)
+
+    def _listen(self) -> Listener:
+        listener = self._unix() if self._network == "unix" else listen_tcp("127.0.0.1", *self._ports)
+        self._stack.callback(listener.close)
+        self._address = listener.address
+        return listener
 
     def close(self) -> None:
         """Listen no more. Safe to call twice."""
@@ -118,7 +132,8 @@ class Entrance:
         host = environment.client_certificate.encode()
         own = self._certificate = generate_certificate()
         try:
-            return TLS(client_context(own, host), server_context(own, host))
+            alpn = alpn_of(self._protocol)
+            return TLS(client_context(own, host, alpn), server_context(own, host, alpn))
         except (OSError, ValueError) as error:  # ssl.SSLError is the former
             raise ConfigError(f"The host's certificate in PLUGIN_CLIENT_CERT cannot be read: {error}.") from error
 

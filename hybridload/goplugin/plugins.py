@@ -113,7 +113,8 @@ def _read_kinds(kinds: Mapping[Any, Any], where: str) -> dict[str, Plugin]:
         if not isinstance(value, Contract | type):
             raise ConfigError(
                 f"The kind {kind!r}{where} is {value!r}: give a Contract, a Protocol or ABC, "
-                "or an object with grpc_client and grpc_server (an instance, not the class)."
+                "or an object with grpc_client and grpc_server, or netrpc_client and netrpc_server (an instance, not "
+                "the class)."
             )
         contract = as_contract(value)
         contract.complete()

@@ -32,10 +32,10 @@ from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.handshake_output import HandshakeOutput, buffer_stdout
 from hybridload.goplugin.host_environment import HostEnvironment, forget
 from hybridload.goplugin.host_watch import HostWatch
-from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin, PluginSet, VersionedPlugins, read_plugin_set
+from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.served_output import OutputBuffer, ReplacedStreams, write_rest
-from hybridload.goplugin.serving import Served, ServeOptions, Serving, Surroundings
+from hybridload.goplugin.serving import PROTOCOLS, Served, ServeOptions, Serving, Surroundings, choose_protocol
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handshake import Handshake
 from hybridload.implementation import close_implementation
@@ -76,6 +76,7 @@ def serve(
     network: str = "unix",
     server_options: Sequence[tuple[str, Any]] = (),
     engine: str | None = None,
+    protocols: Sequence[str] = PROTOCOLS,
 ) -> None:
     """Serve Python objects to the go-plugin host that started this program. Returns when the host ends it.
 
@@ -95,6 +96,9 @@ def serve(
     :param server_options: grpc channel arguments of the server; there is no limit to messages by default.
     :param engine: what carries gRPC: ``"direct"`` or ``"grpcio"``; the environment variable `HYBRIDLOAD_ENGINE` says
         so by default.
+    :param protocols: what the plugin may be served over, ``"grpc"`` and ``"netrpc"``, in the order of preference: the
+        first that every kind of the negotiated version can travel over is taken. For a host that speaks net/rpc alone,
+        give ``("netrpc",)``.
     :raises SystemExit: with status 1 and a text on standard error, when no go-plugin host has started this program.
     :raises ConfigError: plugin set and implementations do not match.
     :raises ContractError: an interface cannot travel, or an object does not implement it.
@@ -102,7 +106,13 @@ def serve(
     check_cookie(handshake)
     with ExitStack() as stack:
         host = stack.enter_context(HostSide(outlive_host=outlive_host))
-        options = ServeOptions(tls=tls, network=network, server_options=tuple(server_options), engine=engine)
+        options = ServeOptions(
+            tls=tls,
+            network=network,
+            server_options=tuple(server_options),
+            engine=engine,
+            protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+        )
         serve_to(host, read_served(plugins, implementations, handshake), logging=logging, options=options)
 
 
@@ -228,8 +238,6 @@ class _Serving:
     # -- before
 
     def _make_ready(self, logging: bool) -> None:
-        from hybridload.goplugin.grpc.serving import GRPCServing
-
         stack = self._stack
         if logging:
             stack.callback(InstalledLogging().restore)
@@ -244,7 +252,7 @@ class _Serving:
         around = Surroundings(
             self._environment, folder, self._output, self._options, end=self._shutdown, ending=self._ending
         )
-        self._serving: Serving = GRPCServing(self._served, around)
+        self._serving = _serving(choose_protocol(self._served, self._options.protocols), self._served, around)
         stack.callback(self._serving.close)
         streams = ReplacedStreams(self._output)
         stack.callback(write_rest, self._output)
@@ -291,6 +299,16 @@ class _Serving:
                 close_implementation(implementation, kind)
             except PluginError:
                 log.exception("an implementation could not be closed")
+
+
+def _serving(protocol: str, served: Mapping[str, Served], around: Surroundings) -> Serving:
+    if protocol == "grpc":
+        from hybridload.goplugin.grpc.serving import GRPCServing
+
+        return GRPCServing(served, around)
+    from hybridload.goplugin.netrpc.serving import NetRPCServing
+
+    return NetRPCServing(served, around)
 
 
 class _signals:
@@ -364,8 +382,6 @@ def _served(kind: str, plugin: Any, implementations: Mapping[str, object], where
             raise ConfigError(
                 f"implementations{where} has {kind!r}, which is a hand-written plugin: that carries its own."
             )
-        if isinstance(plugin, NetRPCPlugin) and not isinstance(plugin, GRPCPlugin):
-            raise ConfigError(f"The kind {kind!r}{where} is a net/rpc plugin, and net/rpc cannot be served yet.")
         return Served(plugin)
     if kind not in implementations:
         raise ConfigError(

@@ -8,7 +8,7 @@ from the socket to the implementations' methods, is a `Serving`: one for gRPC (`
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from hybridload.goplugin.transport import TLS
 
 
+PROTOCOLS = ("grpc", "netrpc")
+
+
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """How a plugin is reached, beyond what its host asks for; see `serve`."""
@@ -34,8 +37,11 @@ class ServeOptions:
     network: str = "unix"
     server_options: tuple[tuple[str, Any], ...] = ()
     engine: str | None = None
+    protocols: tuple[str, ...] = PROTOCOLS
 
     def __post_init__(self) -> None:
+        if not self.protocols or not set(self.protocols) <= set(PROTOCOLS):
+            raise ConfigError(f"protocols is {self.protocols!r}: give one or both of 'grpc' and 'netrpc'.")
         if self.network not in ("unix", "tcp"):
             raise ConfigError(f"network is {self.network!r}: give 'unix' or 'tcp'.")
 
@@ -90,3 +96,38 @@ class Serving(Protocol):
 
     def close(self) -> None:
         """End all connections and threads. Safe to call twice."""
+
+
+def choose_protocol(kinds: Mapping[str, Served], protocols: Sequence[str]) -> str:
+    """The first of the author's protocols over which every kind of a plugin set can be served.
+
+    As in go-plugin the set decides, and a host that does not speak what was chosen says so: its environment tells the
+    plugin nothing about it. A contract can be served over either, unless it holds what net/rpc cannot carry; a
+    hand-written plugin over those whose halves it has.
+
+    :param protocols: in the order of preference.
+    :raises ConfigError: there is no such protocol.
+    """
+    refusals = {protocol: list(_refusals(kinds, protocol)) for protocol in protocols}
+    for protocol, refused in refusals.items():
+        if not refused:
+            return protocol
+    listed = "".join(f"\n  over {protocol}: {words}" for protocol, refused in refusals.items() for words in refused)
+    raise ConfigError(
+        f"The plugin set ({', '.join(kinds)}) cannot be served: all its kinds share one protocol.{listed}"
+    )
+
+
+def _refusals(kinds: Mapping[str, Served], protocol: str) -> Iterator[str]:
+    """Why a set cannot be served in a protocol, one sentence for each kind that cannot."""
+    half: Any = GRPCPlugin if protocol == "grpc" else NetRPCPlugin
+    for kind, served in kinds.items():
+        if not isinstance(served.plugin, Contract):
+            if not isinstance(served.plugin, half):
+                yield f"{kind!r} is a hand-written plugin without {protocol}_client and {protocol}_server"
+        elif protocol == "netrpc":
+            from hybridload.goplugin.netrpc.conventions import untravelling
+
+            refused = untravelling(served.plugin)
+            if refused is not None:
+                yield f"{kind!r}: {refused}"

@@ -26,6 +26,11 @@ _EXPECTATION = 10.0
 """Seconds after which a knocked stream that never came is no longer expected."""
 
 
+def alpn_of(protocol: str) -> tuple[str, ...]:
+    """What TLS names as the protocol inside: h2 for gRPC, nothing for net/rpc, as in go-plugin."""
+    return ("h2",) if protocol == "grpc" else ()
+
+
 class Transport(Protocol):
     """How connections are made, apart from the first."""
 

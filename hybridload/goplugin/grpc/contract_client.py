@@ -46,7 +46,7 @@ def contract_methods(
     """
     wire = service.wire()
     return {
-        method.name: _named(
+        method.name: named_stub(
             _STUBS[method.kind, method.is_async](channel, wire.methods[method.name], method, context, objects),
             method,
             service,
@@ -55,7 +55,8 @@ def contract_methods(
     }
 
 
-def _named(stub: Any, method: Method, service: Service) -> Callable[..., Any]:
+def named_stub(stub: Any, method: Method, service: Service) -> Callable[..., Any]:
+    """A stub with the name, the documentation and the signature of the method that it stands for."""
     original = getattr(service.interface, method.name)
     functools.update_wrapper(stub, original)
     del stub.__wrapped__

@@ -10,10 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from .server_link import ServerLink
+from typing import Final, Protocol
 
 INTERVAL: Final = 0.003
 """Seconds. A handler is overtaken when two looks in a row find it, so it holds its connection up for at most three
@@ -23,13 +20,25 @@ threads that only wait for a processor."""
 _QUIET_LOOKS: Final = 20
 
 
+class Led(Protocol):
+    """A connection that one thread leads: it reads, and runs what it read."""
+
+    busy_since: float
+    """When the leader entered the handler it is in (`time.monotonic`); 0 while it is in none."""
+    served: int
+    """How many handlers leaders have run."""
+
+    def overtake(self, since: float) -> None:
+        """Let another thread lead, if the leader is still inside the handler that it entered at `since`."""
+
+
 class Watchdog:
     """Started with `start`, joined by `close`.
 
     :param links: the connections there are.
     """
 
-    def __init__(self, name: str, links: Callable[[], Iterable[ServerLink]]) -> None:
+    def __init__(self, name: str, links: Callable[[], Iterable[Led]]) -> None:
         self.resting = True
         """Whether it has to be woken when a reader enters a handler."""
         self._links = links
@@ -61,7 +70,7 @@ class Watchdog:
         """Look until nothing has happened for a while."""
         quiet = 0
         served = -1
-        seen: dict[ServerLink, float] = {}
+        seen: dict[Led, float] = {}
         while quiet < _QUIET_LOOKS:
             if self._closing.wait(INTERVAL):
                 return
@@ -73,13 +82,13 @@ class Watchdog:
         if self._anybody_busy():
             self.wake()
 
-    def _look(self, seen: dict[ServerLink, float]) -> tuple[int, dict[ServerLink, float]]:
+    def _look(self, seen: dict[Led, float]) -> tuple[int, dict[Led, float]]:
         """Overtake who is still where the last look has `seen` it.
 
         Returns a number that changes when anything was called, and what this look has seen.
         """
         served = 0
-        busy: dict[ServerLink, float] = {}
+        busy: dict[Led, float] = {}
         now = time.monotonic()
         for link in self._links():
             since = link.busy_since

@@ -90,11 +90,11 @@ class Hints:
             return self.go_type(hint.__supertype__)
         if type(hint).__name__ == "TypeAliasType":  # `type Nest = list[Nest]`, from Python 3.12 on
             return self._known.setdefault(hint, Deferred(hint.__name__, lambda: self.go_type(hint.__value__)))
-        if (scalar := _scalar(hint)) is not None:
+        if (scalar := scalar_type(hint)) is not None:
             return scalar
         if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, enum.Enum)):
             if hint not in self._known:
-                self._known[hint] = _enum(hint) if issubclass(hint, enum.Enum) else self._struct(hint)
+                self._known[hint] = enum_type(hint) if issubclass(hint, enum.Enum) else self._struct(hint)
             return self._known[hint]
         return self._generic(hint, typing.get_origin(hint), typing.get_args(hint))
 
@@ -128,7 +128,7 @@ class Hints:
     def _fields(self, kind: type) -> list[Field]:
         hints = typing.get_type_hints(kind, include_extras=True)
         return [
-            Field(_go_name(field.name, hints[field.name]), self.go_type(hints[field.name]), field.name)
+            Field(go_name(field.name, hints[field.name]), self.go_type(hints[field.name]), field.name)
             for field in dataclasses.fields(kind)
             if field.init
         ]
@@ -142,14 +142,19 @@ def from_hint(hint: Any) -> GoType:
     return Hints().go_type(hint)
 
 
-def _scalar(hint: Any) -> GoType | None:
+def scalar_type(hint: Any) -> GoType | None:
+    """What a hint stands for that has no hints in it; `None` for others."""
     try:
         return _SCALARS.get(hint)
     except TypeError:  # A hint need not be hashable.
         return None
 
 
-def _go_name(attribute: str, hint: Any) -> str:
+def go_name(attribute: str, hint: Any) -> str:
+    """The Go name of what is `attribute` in Python: in capitals, or what a `Name` in its hint says.
+
+    :raises GobError: it has none.
+    """
     for extra in getattr(hint, "__metadata__", ()):
         if isinstance(extra, Name):
             return extra.name
@@ -159,7 +164,11 @@ def _go_name(attribute: str, hint: Any) -> str:
     return name
 
 
-def _enum(kind: type[enum.Enum]) -> GoType:
+def enum_type(kind: type[enum.Enum]) -> GoType:
+    """What an enumeration's values are.
+
+    :raises GobError: they are of several kinds, or of one that has no Go type.
+    """
     value_kinds = {type(member.value) for member in kind}
     scalar = _SCALARS.get(value_kinds.pop()) if len(value_kinds) == 1 else None
     if not isinstance(scalar, Bool | Int | Float | String | Bytes):

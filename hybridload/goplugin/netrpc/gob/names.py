@@ -33,6 +33,7 @@ from hybridload.goplugin.netrpc.gob.types import (
     Int,
     Interface,
     Map,
+    Pointer,
     Slice,
     String,
     Struct,
@@ -98,6 +99,37 @@ def spelled(name: str) -> GoType | None:
     return go_type
 
 
+def spelling(go_type: GoType) -> str | None:
+    """The name under which a type made of Go's basic types travels inside an interface; `None` for any other.
+
+    Widths that Python does not tell apart are Go's usual ones: `Int()` is ``"int"``, `Uint()` ``"uint"``.
+    """
+    match go_type:
+        case Bytes() | Slice(Uint(8)):
+            return "[]uint8"
+        case Interface():
+            return "interface {}"
+        case Time():
+            return _TIME
+        case Slice(elem):
+            return _around("[]", elem)
+        case Array(length, elem):
+            return _around(f"[{length}]", elem)
+        case Map(key, elem):
+            inner = spelling(key)
+            return None if inner not in _BASICS else _around(f"map[{inner}]", elem)
+        case Adapted(inner_type, _, _):
+            return spelling(inner_type)
+        case Pointer(target):
+            return spelling(target)
+    return next((name for name, basic in _BASICS.items() if basic == go_type), None)
+
+
+def _around(layer: str, elem: GoType) -> str | None:
+    inner = spelling(elem)
+    return None if inner is None else layer + inner
+
+
 def _wrapper(layer: re.Match[str]) -> Callable[[GoType], GoType]:
     length, key = layer["length"], layer["key"]
     if key:
@@ -150,6 +182,8 @@ class Registry:
         :raises Misfit: for a value that has no registered Go type.
         """
         if isinstance(value, GobValue):
+            if value.type is not None:
+                return value.name, value.type, value.value
             name, value = value.name, value.value
         else:
             name = self._name_of(value)
@@ -175,3 +209,15 @@ class Registry:
 
 def _all_are(kind: type, values: Iterable[object]) -> bool:
     return all(type(value) is kind for value in values)
+
+
+def type_of(value: object, registry: Registry) -> GoType:
+    """The Go type that a value's own type stands for, where nothing else says; `None` is a nil interface."""
+    kind = type(value)
+    if value is None or isinstance(value, GobValue):
+        return Interface()
+    if isinstance(value, list | tuple) and value:
+        inner = type(value[0])
+        if inner in SLICE_NAMES and _all_are(inner, value):
+            return Slice(registry.go_type(inner))
+    return registry.go_type(kind)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from hybridload.goplugin.netrpc.gob.errors import GobError
@@ -290,10 +290,12 @@ class GobValue:
 
     :param name: e.g. ``"main.Point"`` or ``"uint8"``.
     :param value: the value itself.
+    :param type: what is behind the name, for sending; by default what the registry or the name itself says.
     """
 
     name: str
     value: Any
+    type: GoType | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,296 @@
+"""go-plugin's mux broker: further streams between a host and its plugin, in either direction, under ids.
+
+The rules, read off go-plugin v1.8.0 (mux_broker.go):
+
+- An id belongs to the side that accepts. Both sides count from 1, each for itself.
+- Whoever dials opens a stream of the session and writes the id on it, little-endian in four bytes. The acceptor writes
+  the same back, and from then on the stream belongs to the two.
+- A stream whose id nobody accepts within `PATIENCE` seconds is closed by the acceptor.
+
+Two unclaimed streams for one id jam Go's broker, so an id is dialled by one caller at a time. Go's `Dial` waits for
+ever; ours for as long as an acceptor may take, and a little more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import struct
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from hybridload.errors import BrokerError
+from hybridload.goplugin.http2.workers import WorkersClosed
+from hybridload.goplugin.netrpc.client import NetRPCClient
+from hybridload.goplugin.netrpc.gob import Registry
+from hybridload.goplugin.netrpc.server import NetRPCServer, Services
+from hybridload.goplugin.streams.base import Stream, StreamError
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that an id waits for its other half."""
+_DIAL_PATIENCE = PATIENCE + 1.0
+
+_ID = struct.Struct("<I")
+_END = None
+
+Take = Callable[[Stream], None]
+"""Gets a stream that was claimed, on a thread that may block on it for as long as it lives."""
+
+
+class Session(Protocol):
+    """What the broker needs of a yamux session."""
+
+    def open(self, timeout: float | None = None) -> Stream: ...
+
+    def accept(self, timeout: float | None = None) -> Stream: ...
+
+
+class MuxBroker:
+    """Opens and accepts further streams. Safe from any thread.
+
+    :param session: the streams are its; whoever owns it closes it before the broker.
+    :param server: runs what is served.
+    :param name: the plugin's name, for messages.
+    """
+
+    def __init__(self, session: Session, server: NetRPCServer, *, name: str) -> None:
+        self.server = server
+        self._session = session
+        self._name = name
+        self._ids = itertools.count(1)
+        self._changed = threading.Condition()
+        self._waiting: dict[int, tuple[float, Take]] = {}
+        self._dialling: set[int] = set()
+        self._owned: set[Any] = set()
+        self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._closed = False
+        # Both block on the session or the queue; `close` ends both.
+        self._accepting = threading.Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
+        self._reaping = threading.Thread(target=self._reap, name=f"hybridload {name} broker", daemon=True)
+        self._accepting.start()
+        self._reaping.start()
+
+    def next_id(self) -> int:
+        """An id that this side has not used yet."""
+        return next(self._ids)
+
+    def accept(self, service_id: int, timeout: float = PATIENCE) -> Stream:
+        """The stream that the other side opens for an id of this side. The caller closes it.
+
+        :param timeout: in seconds.
+        :raises BrokerError: it opened none in time, the broker is closed, or the id is being accepted already.
+        """
+        streams: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
+        self.expect(service_id, streams.put, timeout)
+        try:
+            stream = streams.get(timeout=timeout)
+        except queue.Empty:
+            # What cannot be forgotten came just now.
+            stream = None if self._forget(service_id) else streams.get()
+        if stream is None:
+            raise BrokerError(
+                f"Plugin {self._name!r}: nobody dialled the brokered id {service_id} within {timeout:g} s.",
+                plugin=self._name,
+            )
+        return stream
+
+    def expect(self, service_id: int, take: Take, timeout: float = PATIENCE) -> None:
+        """Have `take` called with the stream that the other side opens for an id of this side. Returns at once.
+
+        :param timeout: seconds after which nobody is expected any more.
+        :raises BrokerError: the broker is closed, or the id is being accepted already.
+        """
+        with self._changed:
+            self._refuse_closed()
+            self._forget_stale()
+            if service_id in self._waiting:
+                raise BrokerError(
+                    f"Plugin {self._name!r}: the brokered id {service_id} is being accepted already.", plugin=self._name
+                )
+            self._waiting[service_id] = (time.monotonic() + timeout, take)
+            self._changed.notify_all()
+
+    def accept_and_serve(
+        self,
+        service_id: int,
+        services: Services,
+        registry: Registry | None = None,
+        *,
+        failure: Callable[[BaseException], str] = str,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        """Serve net/rpc to whoever opens the id. Returns at once.
+
+        :param failure, on_end: as in `NetRPCServer.serve`.
+        :raises BrokerError: as `expect`.
+        """
+        self.expect(
+            service_id,
+            lambda stream: self.server.serve(stream, services, registry, failure=failure, on_end=on_end),
+        )
+
+    def dial(self, service_id: int) -> Stream:
+        """A stream to what the other side accepts under an id of its own. The caller closes it.
+
+        :raises BrokerError: nobody accepts the id within five seconds, or the session is over.
+        """
+        with self._changed:
+            self._refuse_closed()
+            if service_id in self._dialling:
+                raise BrokerError(
+                    f"Plugin {self._name!r}: the brokered id {service_id} is being dialled already; an id is good for "
+                    "one connection.",
+                    plugin=self._name,
+                )
+            self._dialling.add(service_id)
+        try:
+            return self._dial(service_id)
+        finally:
+            with self._changed:
+                self._dialling.discard(service_id)
+
+    def client(self, service_id: int, registry: Registry | None = None) -> NetRPCClient:
+        """As `dial`, for a net/rpc connection. The caller closes it; closing the broker does as well."""
+        client = NetRPCClient(self.dial(service_id), registry, name=f"{self._name} id {service_id}")
+        with self._changed:
+            if not self._closed:
+                self._owned.add(client)
+                return client
+        client.close()
+        raise self._is_closed()
+
+    def dispose(self, closable: Any) -> None:
+        """Close something that was dialled here, on a thread of the broker's own. Never blocks, so that a finalizer
+        may call it."""
+        self._disposed.put(closable)
+
+    def close(self) -> None:
+        """End what was dialled here and the broker's threads. The session was closed before. Safe to call twice."""
+        with self._changed:
+            first, self._closed = not self._closed, True
+            owned, self._owned = self._owned, set()
+            self._waiting.clear()
+            self._changed.notify_all()
+        for client in owned:
+            client.close()
+        if first:
+            self._disposed.put(_END)
+        for thread in (self._accepting, self._reaping):
+            if thread is not threading.current_thread():
+                thread.join()
+
+    # Dialling
+
+    def _dial(self, service_id: int) -> Stream:
+        deadline = time.monotonic() + _DIAL_PATIENCE
+        stream: Stream | None = None
+        try:
+            stream = self._session.open(_DIAL_PATIENCE)
+            stream.send(_ID.pack(service_id))
+            answer = _receive_id(stream, deadline)
+        except (StreamError, TimeoutError) as error:
+            if stream is not None:
+                stream.close()
+            raise BrokerError(
+                f"Plugin {self._name!r}: the brokered id {service_id} cannot be reached: {error}. "
+                "The other side must accept an id within five seconds of handing it out.",
+                plugin=self._name,
+            ) from error
+        if answer != service_id:
+            stream.close()
+            raise BrokerError(
+                f"Plugin {self._name!r}: the brokered id {service_id} was answered with {answer}.", plugin=self._name
+            )
+        return stream
+
+    # Accepting
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                stream = self._session.accept()
+            except StreamError:
+                return
+            try:
+                self.server.workers.submit(partial(self._arrive, stream))
+            except WorkersClosed:
+                stream.close()
+
+    def _arrive(self, stream: Stream) -> None:
+        """Bring a stream to whoever accepts its id."""
+        deadline = time.monotonic() + PATIENCE
+        try:
+            service_id = _receive_id(stream, deadline)
+        except (StreamError, TimeoutError) as error:
+            log.debug("plugin %s: a stream came without an id: %s", self._name, error)
+            stream.close()
+            return
+        take = self._claim(service_id, deadline)
+        if take is None:
+            log.debug("plugin %s: nobody accepts the brokered id %d", self._name, service_id)
+            stream.close()
+            return
+        try:
+            stream.send(_ID.pack(service_id))
+        except StreamError as error:
+            log.debug("plugin %s: the brokered id %d was given up: %s", self._name, service_id, error)
+            stream.close()
+        take(stream)
+
+    def _claim(self, service_id: int, deadline: float) -> Take | None:
+        with self._changed:
+            while service_id not in self._waiting and not self._closed:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not self._changed.wait(remaining):
+                    break
+            self._forget_stale()
+            found = self._waiting.pop(service_id, None)
+            return None if found is None else found[1]
+
+    def _forget(self, service_id: int) -> bool:
+        with self._changed:
+            return self._waiting.pop(service_id, None) is not None
+
+    def _forget_stale(self) -> None:
+        now = time.monotonic()
+        for service_id in [key for key, (until, _) in self._waiting.items() if until < now]:
+            del self._waiting[service_id]
+
+    # Common
+
+    def _reap(self) -> None:
+        while (closable := self._disposed.get()) is not _END:
+            with self._changed:
+                self._owned.discard(closable)
+            try:
+                closable.close()
+            except Exception:
+                log.exception("plugin %s: a brokered connection could not be closed", self._name)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise self._is_closed()
+
+    def _is_closed(self) -> BrokerError:
+        return BrokerError(f"Plugin {self._name!r}: its broker is closed, as the plugin is.", plugin=self._name)
+
+
+def _receive_id(stream: Stream, deadline: float) -> int:
+    data = b""
+    while len(data) < _ID.size:
+        part = stream.receive(_ID.size - len(data), max(0.0, deadline - time.monotonic()))
+        if not part:
+            raise BrokerClosed("the other side closed the stream")
+        data += part
+    service_id: int = _ID.unpack(data)[0]
+    return service_id
+
+
+class BrokerClosed(StreamError):
+    """A brokered stream was closed before it was claimed."""

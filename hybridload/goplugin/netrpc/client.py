@@ -1,0 +1,302 @@
+"""Calls on one net/rpc connection, from any number of threads.
+
+Who reads the stream is a role, as below it in `streams.reading`: a caller that waits while nobody reads takes the role,
+settles whatever answers come, and when its own is among them passes the role to another caller that waits. So a caller
+that is alone sends its call and receives its answer without any other thread being woken. Calls of which nobody waits
+on a thread (those of `async def` methods) are followed by a thread that starts with the first of them and reads only
+while no caller does.
+
+net/rpc cannot cancel: a caller that gives up is forgotten, and its answer is passed over when it comes.
+
+Locks are taken in this order: `_sending`, `_lock`. Neither is held while the stream is received from.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hybridload.errors import RemoteError
+from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GoType, Limits, Registry
+from hybridload.goplugin.netrpc.gob.names import type_of
+from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
+from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset
+
+_CHUNK = 65536  # bytes per receive
+
+
+class NetRPCClient:
+    """The calling side of one connection, in the shape of Go's `rpc.Client`. Safe from any thread.
+
+    :param stream: carries the connection, which owns it.
+    :param registry: names of the types inside interfaces, both ways.
+    :param limits: what the server may send.
+    :param name: of the following thread.
+    """
+
+    def __init__(
+        self, stream: Stream, registry: Registry | None = None, *, limits: Limits | None = None, name: str = "netrpc"
+    ) -> None:
+        self.registry = registry or Registry()
+        self._stream = stream
+        self._name = name
+        self._rpc = RpcClient(self.registry, limits=limits)
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._calls: dict[int, PendingCall] = {}
+        self._reading = False
+        self._asleep: dict[PendingCall, None] = {}  # callers that wait for an answer or the role, in order
+        self._followed = 0  # calls that nobody waits for on a thread of its own
+        self._may_follow = threading.Condition(self._lock)
+        self._follower: threading.Thread | None = None
+        self._ended: StreamError | None = None
+
+    def __repr__(self) -> str:
+        return f"<NetRPCClient on {self._stream.peer}>"
+
+    def call(
+        self,
+        method: str,
+        argument: Any = None,
+        argument_type: Any = None,
+        reply_type: Any = ANYTHING,
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """Call a method and return its reply.
+
+        :param method: service and method, e.g. ``"Plugin.Greet"``.
+        :param argument_type: description or hint of the argument's Go type; by default what the value's own type
+            stands for: `None` is an empty interface, a dict a ``map[string]interface{}``.
+        :param reply_type: description or hint of the reply's; by default whatever comes, as plain Python. `None`
+            passes it over.
+        :param timeout: in seconds; `None` waits for ever.
+        :raises RemoteError: the method failed; its message is the error's text.
+        :raises GobError: the argument cannot be sent.
+        :raises GobMismatch: the reply is of another type.
+        :raises TimeoutError: no answer came in time.
+        :raises StreamError: the connection is broken, or was closed.
+        """
+        go_type = type_of(argument, self.registry) if argument_type is None else self.registry.go_type(argument_type)
+        expected = None if reply_type is None else self.registry.go_type(reply_type)
+        reply = self.exchange(method, argument, go_type, expected, timeout)
+        if reply.mismatch is not None:
+            raise reply.mismatch
+        if reply.error is not None:
+            raise RemoteError(reply.error)
+        return reply.value
+
+    def exchange(
+        self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None, timeout: float | None
+    ) -> Reply:
+        """As `call`, for descriptions alone; a failure of the method is part of the reply."""
+        return self._wait(self._send(method, argument, argument_type, reply_type), timeout)
+
+    def begin(
+        self,
+        method: str,
+        argument: Any,
+        argument_type: GoType,
+        reply_type: GoType | None,
+        on_done: Callable[[PendingCall], None],
+    ) -> PendingCall:
+        """Call without waiting. `on_done` is called once, from whichever thread reads, and must not block.
+
+        :raises GobError, StreamError: as `exchange`.
+        """
+        call = self._send(method, argument, argument_type, reply_type, on_done)
+        with self._lock:
+            if self._follower is None and self._ended is None:
+                name = f"hybridload {self._name} replies"
+                self._follower = threading.Thread(target=self._follow, name=name, daemon=True)
+                self._follower.start()
+            self._may_follow.notify_all()
+        return call
+
+    def forget(self, call: PendingCall) -> None:
+        """Nobody waits for this call any more."""
+        with self._lock:
+            self._forget(call)
+
+    def close(self) -> None:
+        """End the connection; calls under way fail. Safe to call twice, and from any thread."""
+        self._end(StreamClosed(f"{self._stream.peer} was closed on this side"))
+        follower = self._follower
+        if follower is not None and follower is not threading.current_thread():
+            follower.join()
+
+    # Sending
+
+    def _send(
+        self,
+        method: str,
+        argument: Any,
+        argument_type: GoType,
+        reply_type: GoType | None,
+        on_done: Callable[[PendingCall], None] | None = None,
+    ) -> PendingCall:
+        with self._sending:
+            if self._ended is not None:
+                raise _again(self._ended)
+            seq, data = self._rpc.call(method, argument, argument_type, reply_type)
+            call = self._calls[seq] = PendingCall(seq, on_done)
+            if on_done is not None:
+                with self._lock:
+                    self._followed += 1
+            try:
+                self._stream.send(data)
+            except StreamError as error:
+                self._end(error)
+                raise
+        return call
+
+    # Waiting and reading
+
+    def _wait(self, call: PendingCall, timeout: float | None) -> Reply:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        remaining = timeout
+        with self._lock:
+            while not call.done:
+                if deadline is not None:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        self._forget(call)
+                        break
+                if self._reading:
+                    self._sleep(call, remaining)
+                else:
+                    self._read(remaining)
+            self._pass_on()
+        return call.outcome()
+
+    def _sleep(self, call: PendingCall, timeout: float | None) -> None:
+        """Wait for the answer or the role. Called with the lock held, which it lets go."""
+        gate = call.gate = call.gate or threading.Lock()
+        gate.acquire(blocking=False)
+        self._asleep[call] = None
+        self._lock.release()
+        try:
+            gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        finally:
+            self._lock.acquire()
+            self._asleep.pop(call, None)
+
+    def _pass_on(self) -> None:
+        """Let somebody who waits read, if nobody does. Called with the lock held."""
+        if self._reading:
+            return
+        if self._asleep:
+            self._wake(next(reversed(self._asleep)))
+        elif self._followed:
+            self._may_follow.notify()
+
+    def _wake(self, call: PendingCall) -> None:
+        if call in self._asleep:
+            del self._asleep[call]
+            assert call.gate is not None
+            call.gate.release()
+
+    def _read(self, timeout: float | None) -> None:
+        """Receive once and settle the calls that are answered. Called with the lock held, which it lets go."""
+        self._reading = True
+        self._lock.release()
+        failure: StreamError | None = None
+        replies: list[Reply] = []
+        try:
+            try:
+                data = self._stream.receive(_CHUNK, timeout)
+                if not data:
+                    raise StreamReset(f"{self._stream.peer} was ended by the other side")
+                for reply in self._rpc.receive(data):
+                    replies.append(reply)
+            except TimeoutError:
+                pass
+            except StreamError as error:
+                failure = error
+            except GobCorrupt as error:
+                failure = StreamReset(f"{self._stream.peer}: {error}")
+        finally:
+            self._lock.acquire()
+            self._reading = False
+        for reply in replies:
+            self._settle(reply)
+        if failure is not None:
+            self._lock.release()
+            try:
+                self._end(failure)
+            finally:
+                self._lock.acquire()
+
+    def _settle(self, reply: Reply) -> None:
+        call = self._calls.pop(reply.seq, None)
+        if call is not None:
+            call.reply = reply
+            self._finish(call)
+
+    def _finish(self, call: PendingCall) -> None:
+        call.done = True
+        self._wake(call)
+        if call.on_done is not None:
+            self._followed -= 1
+            call.on_done(call)
+
+    def _forget(self, call: PendingCall) -> None:
+        """Called with the lock held."""
+        if self._calls.pop(call.seq, None) is not None:
+            self._rpc.forget(call.seq)
+            if call.on_done is not None:
+                self._followed -= 1
+
+    def _follow(self) -> None:
+        with self._lock:
+            while self._ended is None:
+                if self._followed and not self._reading:
+                    self._read(None)
+                else:
+                    self._may_follow.wait()
+
+    def _end(self, why: StreamError) -> None:
+        """The connection is over; the first reason counts. Called without the lock."""
+        with self._lock:
+            if self._ended is None:
+                self._ended = why
+                calls = list(self._calls.values())
+                self._calls.clear()
+                for call in calls:
+                    call.failure = _again(why)
+                    self._finish(call)
+                self._may_follow.notify_all()
+        self._stream.close()
+
+
+class PendingCall:
+    """A call on its way."""
+
+    __slots__ = ("done", "failure", "gate", "on_done", "reply", "seq")
+
+    def __init__(self, seq: int, on_done: Callable[[PendingCall], None] | None) -> None:
+        self.seq = seq
+        self.on_done = on_done
+        self.done = False
+        self.reply: Reply | None = None
+        self.failure: StreamError | None = None
+        self.gate: threading.Lock | None = None
+
+    def outcome(self) -> Reply:
+        """The answer.
+
+        :raises StreamError: the connection ended before it came.
+        :raises TimeoutError: it has not come.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self.reply is None:
+            raise TimeoutError("no answer came in time")
+        return self.reply
+
+
+def _again(error: StreamError) -> StreamError:
+    """A new exception of the same kind, so that those who get it do not share a traceback."""
+    return type(error)(*error.args)

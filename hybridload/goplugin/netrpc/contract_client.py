@@ -1,0 +1,138 @@
+"""A contract's methods as callables that travel over a net/rpc connection.
+
+A call's way: bind the arguments, make them one, send, wait. Nothing else happens on it unless it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hybridload.contract.binding import binder
+from hybridload.contract.hints import misfit
+from hybridload.goplugin.grpc.contract_client import named_stub
+from hybridload.goplugin.netrpc.client import NetRPCClient, PendingCall
+from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
+from hybridload.goplugin.netrpc.gob import ANYTHING, GobError
+from hybridload.goplugin.netrpc.rpc import Reply
+from hybridload.goplugin.streams.base import StreamError
+
+if TYPE_CHECKING:
+    from hybridload.contract import Method, Service
+
+_BROKEN = (StreamError, TimeoutError)
+
+
+class CallContext(Protocol):
+    """What a stub must know of the other side."""
+
+    def timeout(self) -> float | None:
+        """Seconds that the next call may take; `None` for no limit."""
+
+    def translate(self, error: Exception, timeout: float | None) -> Exception:
+        """The exception that the caller sees when the call could not be answered.
+
+        :param error: `StreamError` or `TimeoutError`.
+        """
+
+    def failed(self, reply: Reply, method: str) -> Exception:
+        """The exception that the caller sees for an answer that is no result."""
+
+
+def contract_methods(
+    service: Service, client: NetRPCClient, conventions: Conventions, context: CallContext
+) -> Mapping[str, Callable[..., Any]]:
+    """One callable per method of `service`, named and documented as the method."""
+    return {
+        travelling.method.name: named_stub(
+            (_async_unary if travelling.method.is_async else _unary)(client, travelling, context),
+            travelling.method,
+            service,
+        )
+        for travelling in conventions.methods
+    }
+
+
+def _unary(client: NetRPCClient, travelling: Travelling, context: CallContext) -> Any:
+    bind, pack, exchange = binder(travelling.method), travelling.pack, client.exchange
+    name, limit = f"Plugin.{travelling.name}", context.timeout
+    argument_type, reply_type = travelling.argument_type, travelling.reply_expected
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        values = bind(args, kwargs)
+        argument = pack(values)
+        timeout = limit()
+        try:
+            reply = exchange(name, argument, ANYTHING if argument is None else argument_type, reply_type, timeout)
+        except GobError as error:
+            failure = _refusal(travelling.method, values, error)
+        except _BROKEN as error:
+            failure = context.translate(error, timeout)
+        else:
+            if reply.error is None and reply.mismatch is None:
+                return reply.value
+            failure = context.failed(reply, name)
+        raise failure
+
+    return call
+
+
+def _async_unary(client: NetRPCClient, travelling: Travelling, context: CallContext) -> Any:
+    bind, pack = binder(travelling.method), travelling.pack
+    name = f"Plugin.{travelling.name}"
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        values = bind(args, kwargs)
+        argument = pack(values)
+        timeout = context.timeout()
+        argument_type = ANYTHING if argument is None else travelling.argument_type
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await _answer(client, name, argument, argument_type, travelling.reply_expected)
+        except GobError as error:
+            failure = _refusal(travelling.method, values, error)
+        except _BROKEN as error:
+            # Finding out why may wait for the process's end.
+            failure = await asyncio.to_thread(context.translate, error, timeout)
+        else:
+            if reply.error is None and reply.mismatch is None:
+                return reply.value
+            failure = context.failed(reply, name)
+        raise failure
+
+    return call
+
+
+async def _answer(client: NetRPCClient, name: str, argument: Any, argument_type: Any, reply_type: Any) -> Reply:
+    """Wait for a call on the running event loop, without a thread of its own."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: PendingCall) -> None:
+        try:
+            loop.call_soon_threadsafe(_settle, waiter)
+        except RuntimeError:
+            pass  # The loop was closed while the call was on its way: nobody waits any more.
+
+    pending = client.begin(name, argument, argument_type, reply_type, wake)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        client.forget(pending)
+        raise
+    return pending.outcome()
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _refusal(method: Method, values: Sequence[Any], error: GobError) -> Exception:
+    """What Python would say to arguments that cannot be sent."""
+    for parameter, value in zip(method.parameters, values, strict=True):
+        wrong = misfit(parameter.shape, value, f"argument {parameter.name!r}")
+        if wrong is not None:
+            return TypeError(f"{method.name}() {wrong}")
+    return ValueError(f"{method.name}() {error}")

@@ -1,0 +1,57 @@
+"""A contract and an object that implements it, as the net/rpc service ``Plugin``.
+
+`async def` methods run on one event loop; the call's own thread waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hybridload.goplugin.event_loop import EventLoop
+from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
+from hybridload.goplugin.netrpc.server import Behavior, Services
+
+SERVICE = "Plugin"
+"""What go-plugin calls the service of every brokered connection."""
+
+
+def contract_service(conventions: Conventions, implementation: object, loop: EventLoop) -> Services:
+    """The methods of `implementation`, by their names in Go.
+
+    :param loop: runs asynchronous methods; the caller closes it.
+    """
+    return {
+        SERVICE: {
+            travelling.name: Behavior(
+                _run(travelling, getattr(implementation, travelling.method.name), loop),
+                travelling.receive_type,
+                travelling.reply_type,
+            )
+            for travelling in conventions.methods
+        }
+    }
+
+
+def _run(travelling: Travelling, function: Callable[..., Any], loop: EventLoop) -> Callable[[Any], Any]:
+    unpack, nothing = travelling.unpack, travelling.nothing
+    if travelling.method.is_async:
+        awaited = function
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return loop.submit(awaited(*args, **kwargs)).result()
+
+    if travelling.reply_expected is None:
+
+        def run_without_result(argument: Any) -> Any:
+            args, kwargs = unpack(argument)
+            function(*args, **kwargs)
+            return nothing
+
+        return run_without_result
+
+    def run(argument: Any) -> Any:
+        args, kwargs = unpack(argument)
+        return function(*args, **kwargs)
+
+    return run

@@ -1,0 +1,335 @@
+"""Answers calls on net/rpc connections.
+
+**The reading role.** One thread leads a connection: it reads, and runs each call by itself as soon as it is complete,
+so that a call costs no change of threads. A method that takes long, blocks, or is called back must hold up nothing: a
+watchdog looks at the leader every few milliseconds, and when it is still in the same method another thread is made
+the leader; the one inside finishes its call and leaves. The method is remembered as slow for a while and given a thread
+of its own. (The same rules as in `http2.server_link`.)
+
+`_term` says who leads: it is raised whenever the role changes hands, and a thread whose term has passed takes nothing
+more from the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hybridload.goplugin.http2.watchdog import Watchdog
+from hybridload.goplugin.http2.workers import Workers, WorkersClosed
+from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GobError, GoType, Limits, Registry
+from hybridload.goplugin.netrpc.gob.names import type_of
+from hybridload.goplugin.netrpc.rpc import Call, Received, Refusal, RpcServer
+from hybridload.goplugin.streams.base import Stream, StreamError
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 65536  # bytes per receive
+_HARDLY_SLOW = 0.02  # seconds; a method that was overtaken and returned within them is not remembered as slow
+_SLOW_FOR = 16  # how many times in a row a slow method must have been quick before a leader runs it again
+_QUICK = 0.001  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Behavior:
+    """How one method is answered.
+
+    :param run: argument -> reply; `None` travels as a nil interface, whatever the reply's type.
+    :param argument_type: `None` passes the argument over, and `run` gets `None`.
+    :param reply_type: `None` for what the reply's own type stands for.
+    :param waits: it always takes long, so a leader never runs it.
+    :param protocol: it is the protocol's own, which goes on when the plugin ends.
+    """
+
+    run: Callable[[Any], Any]
+    argument_type: GoType | None
+    reply_type: GoType | None
+    waits: bool = False
+    protocol: bool = False
+
+
+Services = Mapping[str, Mapping[str, Behavior]]
+
+
+class Refused(Exception):
+    """What a behavior raises to have its text answered as it is."""
+
+
+class CallCount:
+    """How many calls are in flight, for whoever waits for the last."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._count = 0
+
+    def enter(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
+                self._changed.notify_all()
+
+    def wait_for_none(self, timeout: float) -> bool:
+        """Whether there came to be none within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, timeout)
+
+
+class NetRPCServer:
+    """The threads that answer all of one side's connections.
+
+    :param name: of its threads.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.workers = Workers(f"hybridload {name} calls")
+        self.calls = CallCount()
+        self.protocol_calls = CallCount()
+        self.refusing = False
+        self.slow: dict[str, int] = {}
+        self.watchdog = Watchdog(f"hybridload {name} watchdog", self._snapshot)
+        self._lock = threading.Lock()
+        self._links: set[ServerLink] = set()
+        self._watching = False
+        self._closed = False
+
+    def serve(
+        self,
+        stream: Stream,
+        services: Services,
+        registry: Registry | None = None,
+        *,
+        failure: Callable[[BaseException], str] = str,
+        limits: Limits | None = None,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
+        """Answer the calls of one connection until it ends, on the calling thread to begin with; it may return before.
+
+        :param stream: owned by the connection from now on.
+        :param services: by name, their methods by name.
+        :param failure: the text to answer for what a method raised.
+        :param on_end: called when the connection has ended.
+        """
+        link = ServerLink(self, stream, services, registry, failure, limits, on_end)
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._links.add(link)
+                if not self._watching:
+                    self._watching = True
+                    self.watchdog.start()
+        if closed:
+            link.close()
+            return
+        link.lead()
+
+    def close(self, timeout: float) -> bool:
+        """End all connections; whether all threads ended within `timeout` seconds. Safe to call twice."""
+        with self._lock:
+            self._closed = True
+            links = list(self._links)
+        for link in links:
+            link.close()
+        self.watchdog.close()
+        return self.workers.close(timeout)
+
+    def ended(self, link: ServerLink) -> None:
+        with self._lock:
+            self._links.discard(link)
+
+    def _snapshot(self) -> list[ServerLink]:
+        with self._lock:
+            return list(self._links)
+
+
+class ServerLink:
+    """One connection. Owns the stream."""
+
+    def __init__(
+        self,
+        server: NetRPCServer,
+        stream: Stream,
+        services: Services,
+        registry: Registry | None,
+        failure: Callable[[BaseException], str],
+        limits: Limits | None,
+        on_end: Callable[[], None] | None,
+    ) -> None:
+        self.busy_since = 0.0
+        """When the leader entered the method it is in (`time.monotonic`); 0 while it is in none."""
+        self.served = 0
+        """How many methods leaders have run."""
+        self._server = server
+        self._stream = stream
+        self._registry = registry or Registry()
+        self._behaviors = {
+            (service, method): behavior for service, each in services.items() for method, behavior in each.items()
+        }
+        types = {
+            service: {name: behavior.argument_type for name, behavior in each.items()}
+            for service, each in services.items()
+        }
+        self._rpc = RpcServer(types, self._registry, limits=limits)
+        self._failure = failure
+        self._on_end = on_end
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._ready: deque[Received] = deque()
+        self._broken = False
+        self._term = 0
+        self._leading: Call | None = None
+        self._ended = False
+
+    # Leading
+
+    def lead(self, term: int = 0) -> None:
+        """Read and answer until the connection ends or the role passes to another thread."""
+        try:
+            while True:
+                while self._ready:
+                    if not self._answer(self._ready.popleft(), term):
+                        return
+                if self._broken:
+                    break
+                data = self._stream.receive(_CHUNK)
+                if not data:
+                    break
+                self._receive(data)
+        except (StreamError, WorkersClosed):
+            pass  # the other side, or this one, has no more to say
+        except Exception:
+            log.exception("reading %s failed", self._stream.peer)
+        self.close()
+
+    def overtake(self, since: float) -> None:
+        """Let another thread lead, if the leader is still inside the method that it entered at `since`."""
+        with self._lock:
+            if self.busy_since != since:
+                return
+            call = self._leading
+            self._term += 1
+            self.busy_since = 0.0
+            self._leading = None
+            if call is not None:
+                self._server.slow[_name(call)] = _SLOW_FOR
+            try:
+                self._server.workers.submit(partial(self.lead, self._term))
+            except WorkersClosed:
+                self._stream.close()
+
+    def close(self) -> None:
+        """End the connection. Safe to call twice."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._stream.close()
+        self._server.ended(self)
+        if self._on_end is not None:
+            self._on_end()
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            for received in self._rpc.receive(data):
+                self._ready.append(received)
+        except GobCorrupt as error:
+            log.warning("%s is closed: %s", self._stream.peer, error)
+            self._broken = True  # the calls before it are answered
+
+    # Answering
+
+    def _answer(self, received: Received, term: int) -> bool:
+        """Answer a call, here or elsewhere. False when this thread does not lead any more."""
+        if isinstance(received, Refusal):
+            self._send_error(received, received.text)
+            return True
+        behavior = self._behaviors[received.service, received.method]
+        server = self._server
+        if server.refusing and not behavior.protocol:
+            self._send_error(received, "the plugin is ending and takes no more calls")
+            return True
+        count = server.protocol_calls if behavior.protocol else server.calls
+        count.enter()
+        name = _name(received)
+        if behavior.waits or name in server.slow:
+            try:
+                server.workers.submit(partial(self._run_elsewhere, received, behavior, count))
+            except BaseException:
+                count.leave()
+                raise
+            return True
+        self._leading = received
+        self.served += 1
+        began = self.busy_since = time.monotonic()
+        if server.watchdog.resting:
+            server.watchdog.wake()
+        try:
+            self._run(received, behavior)
+        finally:
+            count.leave()
+            with self._lock:
+                leads = self._term == term
+                if leads:
+                    self.busy_since = 0.0
+                    self._leading = None
+        if not leads and time.monotonic() - began < _HARDLY_SLOW:
+            server.slow.pop(name, None)
+        return leads
+
+    def _run_elsewhere(self, call: Call, behavior: Behavior, count: CallCount) -> None:
+        began = time.monotonic()
+        try:
+            self._run(call, behavior)
+        finally:
+            count.leave()
+        if time.monotonic() - began < _QUICK:
+            self._forgive(_name(call))
+
+    def _forgive(self, name: str) -> None:
+        """A slow method was quick: when that happens again and again, a leader may run it."""
+        slow = self._server.slow
+        left = slow.get(name)
+        if left is not None and left > 1:
+            slow[name] = left - 1
+        else:
+            slow.pop(name, None)
+
+    def _run(self, call: Call, behavior: Behavior) -> None:
+        try:
+            reply = behavior.run(call.argument)
+        except Refused as refused:
+            self._send_error(call, str(refused))
+            return
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                log.error("a call raised %s, which would end a program; it fails alone", type(error).__name__)
+            self._send_error(call, self._failure(error))
+            return
+        try:
+            reply_type = ANYTHING if reply is None else behavior.reply_type or type_of(reply, self._registry)
+            with self._sending:
+                self._stream.send(self._rpc.reply(call, reply, reply_type))
+        except GobError as error:
+            self._send_error(call, self._failure(error))
+        except StreamError as error:
+            log.debug("an answer could not be sent: %s", error)
+
+    def _send_error(self, call: Received, text: str) -> None:
+        try:
+            with self._sending:
+                self._stream.send(self._rpc.error(call, text))
+        except StreamError as error:
+            log.debug("an answer could not be sent: %s", error)
+
+
+def _name(call: Call) -> str:
+    return f"{call.service}.{call.method}"
