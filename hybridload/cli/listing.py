@@ -127,7 +127,7 @@ def _row(sources: Sources, name: str, checks: tuple[Check, ...]) -> Row:
     if settings.isolation_from is not None and settings.isolation_from.startswith("environment"):
         notes.append(f"isolation by {settings.isolation_from}")
     if found.python is None and found.program is None:
-        notes.append("nothing to load: give it a command, or install the package with its entry point")
+        notes.append(f"nothing to load: {sources.why_nothing(found)} Give a command, or install the package.")
     return Row(
         name=name,
         isolation=found.chain if found.origin else (),

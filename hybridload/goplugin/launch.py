@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hybridload.errors import ConfigError, ContractError
+from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.launch_spec import KINDS, LaunchSpec, PluginSetReference, kinds_contract
 from hybridload.goplugin.serve import HostSide, check_cookie, serve_to
 from hybridload.goplugin.serve_logs import InstalledLogging
@@ -35,8 +35,12 @@ def main() -> None:
     check_cookie(spec.handshake)
     _ignore_interrupts()
     with HostSide(outlive_host=spec.outlive_host) as host, _logged():
-        found = _entry_point(spec)
-        contracts = spec.plugins.resolve(spec.handshake)
+        try:
+            found = _entry_point(spec)
+            contracts = spec.plugins.resolve(spec.handshake)
+        except ConfigError as error:
+            # The host could name them: it is this interpreter that lacks something, and another isolation may not.
+            raise PluginError(str(error), plugin=spec.plugin) from error
         serve_to(host, implemented(found, contracts, spec.options, kind=spec.kind, plugin=spec.plugin), logging=False)
 
 

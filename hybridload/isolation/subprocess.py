@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Contract
-from hybridload.errors import ConfigError, ContractError
+from hybridload.errors import ConfigError, ContractError, ExitedBeforeHandshake, PluginError
 from hybridload.external import External
 from hybridload.goplugin.launch_spec import (
     KINDS,
@@ -57,9 +57,12 @@ class Subprocess:
         )
         command = External(spec.command(interpreter), env=settings.env, cwd=settings.cwd)
         told = {version: {**kinds, KINDS: kinds_contract()} for version, kinds in request.plugins.items()}
-        client = start_client(
-            replace(request, plugins=told), command, env=spec.environment(), module_logger=logging.getLogger()
-        )
+        try:
+            client = start_client(
+                replace(request, plugins=told), command, env=spec.environment(), module_logger=logging.getLogger()
+            )
+        except ExitedBeforeHandshake as error:
+            raise _own_error(error, request.name) or error from error
         return SubprocessPlugin(client, request, importable=None if reference else spec.plugins.contracts)
 
 
@@ -108,6 +111,24 @@ def _contracts_of(plugins: VersionedPlugins, kind: str, name: str) -> dict[int, 
     return found
 
 
+def _own_error(error: ExitedBeforeHandshake, plugin: str) -> PluginError | None:
+    """The error that ended the process, when it is one that in-process isolation raises as well.
+
+    It is what the traceback on standard error ends with; other errors are the traceback's whole business.
+    """
+    for number in reversed(range(len(error.stderr))):
+        kind, _, message = error.stderr[number].partition(": ")
+        if kind in _OWN_ERRORS:
+            return _OWN_ERRORS[kind]("\n".join((message, *error.stderr[number + 1 :])).rstrip(), plugin=plugin)
+    return None
+
+
+_OWN_ERRORS = {f"{kind.__module__}.{kind.__name__}": kind for kind in (ConfigError, ContractError, PluginError)}
+
+
 def _interpreter(python: str, plugin: str) -> str:
-    with External(python).resolve(plugin=plugin) as command:
-        return command[0]
+    try:
+        with External(python).resolve(plugin=plugin) as command:
+            return command[0]
+    except PluginError as error:
+        raise type(error)(f"{error} (It is the interpreter that `python` sets.)", plugin=plugin) from error

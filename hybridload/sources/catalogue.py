@@ -343,22 +343,26 @@ class Sources:
             plugin=name,
         )
 
-    def _dangling(self, resolution: Resolution) -> PluginError:
-        name, target = resolution.name, resolution.settings.entry_point
-        wanted = target or name
+    def why_nothing(self, resolution: Resolution) -> str:
+        """Why a plugin that only the configuration names has no source, as a sentence."""
+        wanted = resolution.settings.entry_point or resolution.name
+        if self.group is None:
+            return "no group is given to look up entry points in; set group (Loader's argument, or [host] group)."
         with self._lock:
             known = sorted({entry.name for entry in self._entry_points[0]})
-        if self.group is None:
-            reason = "no group is given to look up entry points in; set group (Loader's argument, or [host] group)"
-        else:
-            reason = (
-                f"no installed package has an entry point {wanted!r} in group {self.group}.{closest(wanted, known)}"
-            )
-        key = self.settings.key("plugins", name)
-        also = "" if target is not None else ", and the table has no command"
+        unusable = self._unusable(resolution.name)
+        stop = "" if unusable.endswith((".", "?")) else "."
+        return (
+            f"no installed package has an entry point {wanted!r} in group {self.group}.{closest(wanted, known)}"
+            f"{unusable}{stop if unusable else ''}"
+        )
+
+    def _dangling(self, resolution: Resolution) -> PluginError:
+        name = resolution.name
+        also = "" if resolution.settings.entry_point is not None else ", and the table has no command"
         return PluginNotFound(
-            f"Plugin {name!r}: {key} has nothing to load{also}: {reason.rstrip('.')}{self._unusable(name)}. "
-            "Give a command, or install the package that provides the entry point.",
+            f"Plugin {name!r}: {self.settings.key('plugins', name)} has nothing to load{also}: "
+            f"{self.why_nothing(resolution)} Give a command, or install the package that provides the entry point.",
             plugin=name,
         )
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import pytest
 
 from hybridload import Contract, Loader
-from hybridload.errors import ConfigError, ContractError, NoUsableIsolation
+from hybridload.errors import ConfigError, ContractError, ExitedBeforeHandshake, NoUsableIsolation, PluginError
 
 Open = Callable[..., Loader]
 
@@ -59,6 +60,16 @@ class Old:
         return "old"
     def count(self, by=1):
         return by
+
+import sys
+module = sys.modules[__name__]
+nothing = 3
+def greet():
+    return "a module"
+def fails():
+    raise OSError("no database")
+if not sys.argv[0] == "-c":
+    here_alone = Old
 
 class New(Old):
     def leave(self):
@@ -148,8 +159,58 @@ def test_an_object_of_an_older_version_is_served_in_that_one(opened: Any, sdk: A
 
 
 def test_an_object_that_implements_no_version_is_refused_with_what_is_missing(opened: Any, sdk: Any) -> None:
-    loader = opened("PLUGINS", '[plugins.both]\nkind = "waver"\nisolation = "subprocess"')
-    with pytest.raises(NoUsableIsolation, match=r"wave\(\) cannot take the arguments"):
+    loader = opened("PLUGINS", '[plugins.both]\nkind = "waver"\nisolation = ["subprocess", "in-process"]')
+    with pytest.raises(ContractError, match=r"(?s)^Plugin 'both': Both is no Waver:.*wave\(\) cannot take the arg"):
+        loader.load("both")
+
+
+@pytest.mark.parametrize("isolation", ["in-process", "subprocess"])
+@pytest.mark.parametrize(
+    ("entry_point", "options", "kind", "words"),
+    [
+        (
+            "kinds_plugin:Both",
+            "{ strt = 1 }",
+            ConfigError,
+            r"^Plugin 'p': the class kinds_plugin\.Both cannot be called with the options \{'strt': 1\}.* \(start=0\)",
+        ),
+        ("kinds_plugin:module", "{ start = 1 }", ConfigError, r"^Plugin 'p' is the module kinds_plugin, .*no effect"),
+        ("kinds_plugin:nothing", "{}", ContractError, r"^Plugin 'p' is an object of builtins\.int: it lacks greet"),
+        ("kinds_plugin:fails", "{}", PluginError, r"^Plugin 'p': the function .*fails raised OSError: no database$"),
+    ],
+)
+def test_what_cannot_be_built_is_the_same_error_in_both(
+    opened: Any, isolation: str, entry_point: str, options: str, kind: type[PluginError], words: str
+) -> None:
+    settings = f'[plugins.p]\nentry_point = "{entry_point}"\noptions = {options}\nkind = "greeter"\n'
+    loader = opened("PLUGINS", settings + f'isolation = "{isolation}"')
+    with pytest.raises(PluginError) as caught:
+        loader.load("p")
+    error = caught.value
+    if isinstance(error, NoUsableIsolation):  # the two others are no reason to try another isolation
+        assert kind is PluginError
+        error = error.attempts[0].error  # type: ignore[assignment]
+    assert type(error) is kind
+    assert re.search(words, str(error)), str(error)
+    if isolation == "subprocess":
+        assert isinstance(error.__cause__, ExitedBeforeHandshake)
+        assert "Traceback" in str(error.__cause__)
+
+
+def test_what_only_the_other_interpreter_lacks_is_a_reason_to_fall_back(opened: Any, tmp_path: Any) -> None:
+    settings = '[plugins.p]\nentry_point = "kinds_plugin:here_alone"\nkind = "greeter"\n'
+    loader = opened("PLUGINS", settings + 'isolation = ["subprocess", "in-process"]')
+    assert loader.load("p").greet() == "old"
+    attempt = loader.status("p").attempts[0]
+    assert attempt.isolation == "subprocess"
+    assert "kinds_plugin has no here_alone" in str(attempt.error)
+
+
+def test_an_interpreter_that_is_missing_is_named_with_its_key(opened: Any, tmp_path: Any) -> None:
+    loader = opened(
+        "PLUGINS", '[plugins.both]\nkind = "greeter"\npython = "./venv/bin/python"\nisolation = "subprocess"'
+    )
+    with pytest.raises(NoUsableIsolation, match=f"{tmp_path}/venv/bin/python .*the interpreter that `python` sets"):
         loader.load("both")
 
 
