@@ -18,7 +18,6 @@ from __future__ import annotations
 import enum
 import inspect
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from hybridload.contract.wire import Wire
 
 T = TypeVar("T")
-
-_FULL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 class Kind(enum.Enum):
@@ -482,7 +479,7 @@ def camel_case(name: str) -> str:
 
 def _full_name(contract: Contract[Any]) -> str:
     name = contract.service if contract.service is not None else f"proto.{contract.interface.__name__}Service"
-    if not isinstance(name, str) or not _FULL_NAME.fullmatch(name):
+    if not isinstance(name, str) or not (name.isascii() and all(map(str.isidentifier, name.split(".")))):
         raise ContractError(f'{contract!r}: service {name!r} is no full name; give e.g. "proto.GreeterService".')
     return name
 

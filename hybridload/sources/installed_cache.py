@@ -60,9 +60,11 @@ def remember(group: str, found: Iterable[EntryPoint], metadata: Iterable[str]) -
     if folder is None or not _is_standard():
         return
     key = _key(group)
-    files = [*_path(), *metadata]
-    files += [os.path.join(each, "entry_points.txt") for each in files]
-    marks = [(file, _mark(file)) for file in files]
+    folders = [*_path(), *metadata]
+    marks = [(file, _mark(file)) for file in folders]
+    # A file that is not there yet changes its folder when it comes.
+    files = [(file, _mark(file)) for file in (os.path.join(each, "entry_points.txt") for each in folders)]
+    marks += [(file, mark) for file, mark in files if mark != "-"]
     if any(_is_new(mark) for _, mark in marks):
         return
     lines = [*key, *(f"file\t{mark}\t{file}" for file, mark in marks)]
