@@ -124,7 +124,7 @@ def _call(factory: Any, options: Mapping[str, Any], plugin: str) -> object:
 
 def _is_bare(factory: Any) -> bool:
     """Whether it is a class that takes no arguments; to have inspect find that out takes it milliseconds."""
-    return type(factory) is type and factory.__init__ is object.__init__ and factory.__new__ is object.__new__
+    return type(factory) is type and factory.__init__ is object.__init__ and factory.__new__ is object.__new__  # type: ignore[misc,comparison-overlap]
 
 
 def _described(found: object) -> str:

@@ -11,9 +11,7 @@ Rules:
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +192,9 @@ def compile_proto(path: Path, whose: str) -> bytes:
         raise ContractError(
             f"{whose}: to compile {path} grpcio-tools is needed: pip install 'hybridload[proto]'."
         ) from error
+    import subprocess
+    import tempfile
+
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     with tempfile.TemporaryDirectory(prefix="hybridload-proto-") as folder:
         output = Path(folder) / "descriptors"

@@ -1,12 +1,17 @@
-"""Where a plugin's `async def` methods run: one event loop on a thread of its own, for all connections."""
+"""Where a plugin's `async def` methods run: one event loop on a thread of its own, for all connections.
+
+asyncio is imported when the loop is first needed: it takes longer than all else that a plugin imports.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -21,6 +26,8 @@ class EventLoop:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine; its outcome can be waited for from any other thread."""
+        import asyncio
+
         return asyncio.run_coroutine_threadsafe(coroutine, self._running())
 
     def close(self, timeout: float) -> bool:
@@ -34,6 +41,8 @@ class EventLoop:
         return not thread.is_alive()
 
     def _running(self) -> asyncio.AbstractEventLoop:
+        import asyncio
+
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -45,6 +54,8 @@ class EventLoop:
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    import asyncio
+
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
-import uuid
 
 from hybridload.goplugin.streams.sockets import private_folder
 
@@ -44,7 +42,7 @@ class SocketFolder:
 
     def new_path(self) -> str:
         """A path for a socket, which does not exist yet."""
-        name = "plugin" if self._own and not self._paths else f"plugin{uuid.uuid4().hex[:12]}"
+        name = "plugin" if self._own and not self._paths else f"plugin{os.urandom(6).hex()}"
         path = os.path.join(self.path, name)
         self._paths.append(path)
         return path
@@ -66,7 +64,12 @@ class SocketFolder:
                 continue
         self._paths.clear()
         if self._own:
-            shutil.rmtree(self.path, ignore_errors=True)
+            try:
+                os.rmdir(self.path)
+            except OSError:
+                import shutil  # not for folders that are empty, as they mostly are
+
+                shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _group_id(group: str) -> int:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import collections
 import logging
-import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.goplugin.streams.base import Listener, Stream, StreamError
 from hybridload.goplugin.streams.sockets import connect, listen_unix
-from hybridload.goplugin.streams.tls import TLSListener, TLSStream
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,24 @@ class TLS:
     server: ssl.SSLContext
     server_name: str = SERVER_NAME
 
+    def connected(self, stream: Stream) -> Stream:
+        """TLS as the client on a stream that leads to the other side."""
+        from hybridload.goplugin.streams.tls import TLSStream
+
+        return TLSStream(stream, self.client, self.server_name)
+
+    def accepted(self, stream: Stream) -> Stream:
+        """TLS as the server on a stream that the other side opened."""
+        from hybridload.goplugin.streams.tls import TLSStream
+
+        return TLSStream(stream, self.server)
+
+    def listener(self, listener: Listener) -> Listener:
+        """Whoever connects there gets TLS."""
+        from hybridload.goplugin.streams.tls import TLSListener
+
+        return TLSListener(listener, self.server)
+
 
 @dataclass(frozen=True, slots=True)
 class SocketTransport:
@@ -83,14 +102,14 @@ class SocketTransport:
 
     def listen(self) -> Listener:
         listener = self.make_listener()
-        return listener if self.tls is None else TLSListener(listener, self.tls.server)
+        return listener if self.tls is None else self.tls.listener(listener)
 
     def translated(self, listener: Listener) -> tuple[str, str]:
         return self.outwards(listener.network, listener.address)
 
     def connect(self, network: str, address: str, timeout: float) -> Stream:
         stream = connect(*self.inwards(network, address), timeout)
-        return stream if self.tls is None else TLSStream(stream, self.tls.client, self.tls.server_name)
+        return stream if self.tls is None else self.tls.connected(stream)
 
     def open(self) -> Stream:
         raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
@@ -133,7 +152,7 @@ class MultiplexedTransport:
 
     def open(self) -> Stream:
         stream: Stream = self._session.open()
-        return stream if self._tls is None else TLSStream(stream, self._tls.client, self._tls.server_name)
+        return stream if self._tls is None else self._tls.connected(stream)
 
     def expect(self, listener: Any) -> None:
         with self._lock:
@@ -156,7 +175,7 @@ class MultiplexedTransport:
                 log.warning("a stream that nobody knocked for is refused")
                 stream.close()
                 continue
-            taker(stream if self._tls is None else TLSStream(stream, self._tls.server))
+            taker(stream if self._tls is None else self._tls.accepted(stream))
 
     def _taker(self) -> Callable[[Stream], None] | None:
         now = time.monotonic()

@@ -6,7 +6,6 @@ bind and encode the arguments, send, wait, decode. Nothing else happens on it un
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hybridload.contract import Kind
 
 if TYPE_CHECKING:
+    import asyncio
+
     from hybridload.contract import Method, Objects, Service
     from hybridload.contract.wire import WireMethod
 
@@ -186,6 +187,8 @@ class _AsyncRequests:
     """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        import asyncio
+
         self._chunks = chunks
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -197,6 +200,8 @@ class _AsyncRequests:
         return self
 
     def __next__(self) -> bytes:
+        import asyncio
+
         making = self._make()
         with self._lock:
             if self._over:
@@ -331,6 +336,8 @@ class AsyncRemoteStream:
                 self._close()
                 raise
             self._stream.add_done_callback(self._close)
+        import asyncio
+
         try:
             item = await asyncio.to_thread(next, self._stream, _END)
         except asyncio.CancelledError:
@@ -376,6 +383,8 @@ def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallCo
         try:
             response = await _outcome(send.future(request, timeout=timeout))
         except context.rpc_error as error:
+            import asyncio
+
             # Finding out why may wait for the process's end.
             failure = await asyncio.to_thread(context.translate, error, timeout)
         else:
@@ -395,6 +404,8 @@ def _settle(waiter: asyncio.Future[None]) -> None:
 
 async def _outcome(call: Any) -> bytes:
     """Wait for a call on the running event loop, without a thread of its own."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[None] = loop.create_future()
 
@@ -442,6 +453,8 @@ def _async_client_stream(
         try:
             response = await _outcome(send.future(requests, timeout=timeout))
         except context.rpc_error as error:
+            import asyncio
+
             translated = await asyncio.to_thread(context.translate, error, timeout)
         else:
             return wire.decode_result(response, objects)

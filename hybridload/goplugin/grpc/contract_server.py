@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -279,6 +278,8 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
 
 async def _asynchronous(requests: Iterator[bytes]) -> AsyncIterator[bytes]:
     """A stream of requests, each waited for on a thread and never on the event loop."""
+    import asyncio
+
     while (chunk := await asyncio.to_thread(next, requests, None)) is not None:
         yield chunk
 

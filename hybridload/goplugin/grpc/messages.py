@@ -6,15 +6,19 @@ would refuse them as soon as another library in the process registers `plugin.GR
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 
 def _read() -> bytes:
-    return resources.files("hybridload.goplugin.grpc").joinpath("protocol.binpb").read_bytes()
+    # What importlib.resources does for a file beside a module, without what importing that takes.
+    assert __spec__ is not None
+    read: Callable[[str], bytes] = __spec__.loader.get_data  # type: ignore[union-attr]
+    return read(os.path.join(os.path.dirname(__file__), "protocol.binpb"))
 
 
 def _load() -> descriptor_pool.DescriptorPool:

@@ -11,11 +11,8 @@ import contextlib
 import errno
 import math
 import os
-import secrets
 import select
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -315,7 +312,7 @@ def private_folder(parent: str | None = None) -> str:
     :param parent: where; the temporary folder by default, or ``/tmp`` when the path of that is too long.
     :raises OSError: it cannot be made.
     """
-    folder = tempfile.mkdtemp(prefix="hybridload-", dir=parent)
+    folder = _new_folder(parent or platforms.temporary_folder())
     if (
         parent is not None
         or len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH
@@ -323,7 +320,14 @@ def private_folder(parent: str | None = None) -> str:
     ):
         return folder
     os.rmdir(folder)
-    return tempfile.mkdtemp(prefix="hybridload-", dir="/tmp")
+    return _new_folder("/tmp")
+
+
+def _new_folder(parent: str) -> str:
+    # As tempfile.mkdtemp makes them; to import that takes a plugin longer than all it does with it.
+    folder = os.path.join(os.path.abspath(parent), f"hybridload-{os.urandom(6).hex()}")
+    os.mkdir(folder, 0o700)
+    return folder
 
 
 def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess = UnixAccess()) -> SocketListener:
@@ -334,18 +338,21 @@ def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess
     :raises StreamError: the folder cannot be used, its path is too long for a socket, or the group does not exist.
     """
     private = None if folder is not None else private_folder()
-    path = os.path.join(private or os.fspath(folder or ""), f"plugin{secrets.token_hex(6)}")
+    path = os.path.join(private or os.fspath(folder or ""), f"plugin{os.urandom(6).hex()}")
 
     def cleanup() -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         if private is not None:
-            shutil.rmtree(private, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rmdir(private)
 
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(path)
         if access.group is not None:
+            import shutil
+
             shutil.chown(path, group=int(access.group) if access.group.isdecimal() else access.group)
         os.chmod(path, access.mode)  # nobody can connect before `listen`, so there is no moment of wider access
         listening.listen(socket.SOMAXCONN)
