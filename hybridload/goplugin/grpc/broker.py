@@ -17,12 +17,14 @@ takes what came. Whoever has the stream, client or server, moves the messages.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from hybridload.errors import BrokerError
@@ -123,6 +125,10 @@ class GRPCBroker:
         """Close something that was served or dialled here, on a thread of the broker's own. Never blocks, so that a
         finalizer may call it, or a thread that the closing would join."""
         self._disposed.put(closable)
+
+    def dispose_unclaimed(self, served: BrokeredServer, after: float) -> None:
+        """Have a server closed unless somebody has connected to it within `after` seconds."""
+        self._disposed.put(_Expiry(time.monotonic() + after, served))
 
     def close(self) -> None:
         """End the broker's stream and everything that it serves or dialled. Safe to call twice."""
@@ -278,15 +284,36 @@ class GRPCBroker:
                 self._reaper.start()
 
     def _reap(self) -> None:
-        while (closable := self._disposed.get()) is not _END:
+        waiting: collections.deque[_Expiry] = collections.deque()  # nearly in order: all wait equally long
+        while True:
+            due = max(0.0, waiting[0].at - time.monotonic()) if waiting else None
             try:
-                closable.close()
+                disposed = self._disposed.get(timeout=due)
+            except queue.Empty:
+                disposed = waiting.popleft().served
+                if disposed.claimed:
+                    continue
+            if disposed is _END:
+                return
+            if isinstance(disposed, _Expiry):
+                waiting.append(disposed)
+                continue
+            try:
+                disposed.close()
             except Exception:
                 log.exception("plugin %s: a brokered connection could not be closed", self._name)
 
     def _disown(self, closable: Any) -> None:
         with self._changed:
             self._owned.discard(closable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expiry:
+    """When a server is closed that nobody has connected to."""
+
+    at: float
+    served: BrokeredServer
 
 
 class Outgoing:
