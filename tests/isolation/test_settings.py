@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hybridload.errors import (
     PluginNotFound,
     StartTimeout,
 )
+from hybridload.supervise import Policy
 
 Open = Callable[..., Loader]
 
@@ -90,7 +92,8 @@ def test_each_key_has_a_test() -> None:
     """So that a key that nothing passes on is noticed here."""
     here = Path(__file__).read_text()
     elsewhere = {"isolation", "isolation_from", "kind", "entry_point", "fallback_on_checksum"}  # of the loader
-    supervision = {"max_restarts", "restart_window"}
+    # Of test_supervision.py and its neighbours.
+    supervision = {each.name for each in fields(Policy)} | {"max_concurrency", "when_busy", "after_fork", "watch"}
     keys = set(config_settings.PluginSettings.__dataclass_fields__) - elsewhere - supervision
     assert [key for key in sorted(keys) if f"{key} = " not in here] == []
 
