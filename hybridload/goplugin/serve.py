@@ -13,6 +13,9 @@ The order of things, which is go-plugin's (server.go of v1.8.0) unless a comment
    nothing left of threads, files and replaced streams, and the program goes on or ends.
 
 Signals are for the main thread; in any other, `serve` works without them.
+
+Two ways to serve do without a host that starts the program: in test mode (see `ServeTest`) there are no steps 1 and 4,
+and with ``debug=`` a person starts it, sees what to set for a host to take it up, and ends it with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hybridload import platforms
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.handshake_output import HandshakeOutput, buffer_stdout
@@ -35,7 +39,15 @@ from hybridload.goplugin.host_watch import HostWatch
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.served_output import OutputBuffer, ReplacedStreams, write_rest
-from hybridload.goplugin.serving import PROTOCOLS, Served, ServeOptions, Serving, Surroundings, choose_protocol
+from hybridload.goplugin.serving import (
+    PROTOCOLS,
+    Served,
+    ServeOptions,
+    ServeTest,
+    Serving,
+    Surroundings,
+    choose_protocol,
+)
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handshake import Handshake
 from hybridload.implementation import close_implementation
@@ -43,6 +55,8 @@ from hybridload.implementation import close_implementation
 if TYPE_CHECKING:
     import ssl
 
+    from hybridload.goplugin.line import HandshakeLine
+    from hybridload.goplugin.reattach import ReattachConfig
     from hybridload.goplugin.transport import TLS
 
 log = _logging.getLogger(__name__)
@@ -77,6 +91,8 @@ def serve(
     server_options: Sequence[tuple[str, Any]] = (),
     engine: str | None = None,
     protocols: Sequence[str] = PROTOCOLS,
+    test: ServeTest | None = None,
+    debug: bool | str = False,
 ) -> None:
     """Serve Python objects to the go-plugin host that started this program. Returns when the host ends it.
 
@@ -99,21 +115,47 @@ def serve(
     :param protocols: what the plugin may be served over, ``"grpc"`` and ``"netrpc"``, in the order of preference: the
         first that every kind of the negotiated version can travel over is taken. For a host that speaks net/rpc alone,
         give ``("netrpc",)``.
+    :param test: serve in this process as it is, for tests and debuggers; see `ServeTest`.
+    :param debug: serve until Ctrl-C, with no host that starts this program, and print what to set for a hybridload host
+        to take it up: `HYBRIDLOAD_REATTACH`. The plugin's name over there, or true for the program's name.
     :raises SystemExit: with status 1 and a text on standard error, when no go-plugin host has started this program.
     :raises ConfigError: plugin set and implementations do not match.
     :raises ContractError: an interface cannot travel, or an object does not implement it.
     """
+    options = ServeOptions(
+        tls=tls,
+        network=network,
+        server_options=tuple(server_options),
+        engine=engine,
+        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+    )
+    if test is not None:
+        _in_test_mode(test, lambda: read_served(plugins, implementations, handshake), options)
+        return
+    if debug:
+        name = debug if isinstance(debug, str) else os.path.splitext(os.path.basename(sys.argv[0]))[0]
+        serve_by_hand(name, read_served(plugins, implementations, handshake), options=options)
+        return
     check_cookie(handshake)
     with ExitStack() as stack:
         host = stack.enter_context(HostSide(outlive_host=outlive_host))
-        options = ServeOptions(
-            tls=tls,
-            network=network,
-            server_options=tuple(server_options),
-            engine=engine,
-            protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
-        )
         serve_to(host, read_served(plugins, implementations, handshake), logging=logging, options=options)
+
+
+def serve_mux(plugins: Mapping[str, Callable[[], object]]) -> None:
+    """Serve one of several plugins that one program holds: the one that its only argument names (go-plugin's
+    `ServeMux`).
+
+    :param plugins: name -> a function that calls `serve`, e.g. a `functools.partial` of it. Only one is called.
+    :raises SystemExit: with status 1 and a text on standard error, when the argument is missing or names none.
+    """
+    arguments = sys.argv[1:]
+    known = f"Its plugins are: {', '.join(sorted(plugins))}."
+    if len(arguments) != 1:
+        _refuse(f"This program holds several plugins, and a host starts it with the name of one. {known}")
+    if arguments[0] not in plugins:
+        _refuse(f"This program holds no plugin {arguments[0]!r}. {known}")
+    plugins[arguments[0]]()
 
 
 class HostSide:
@@ -193,23 +235,69 @@ def serve_to(
         serving.run(version)
 
 
+def serve_by_hand(
+    name: str, served: Mapping[int, Mapping[str, Served]], *, options: ServeOptions | None = None
+) -> None:
+    """Serve what was read to whichever host takes it up, until an interrupt or SIGTERM; see `serve` on ``debug``."""
+
+    import json
+    import shlex
+
+    from hybridload.goplugin.reattach import VARIABLE
+
+    terminal = sys.stdout  # The host has no use for it.
+
+    def announce(config: ReattachConfig) -> None:
+        value = json.dumps({name: json.loads(config.to_json())})
+        print(
+            f"Plugin {name!r} is served by process {config.pid} until Ctrl-C. To use it, set for the host:\n\n"
+            f"    {VARIABLE}={shlex.quote(value)}\n",
+            file=terminal,
+            flush=True,
+        )
+
+    test = ServeTest(on_reattach=announce, sync_stdio=True)
+    with _signals(lambda _: test.cancel.set(), interrupt=True):
+        _in_test_mode(test, lambda: served, options or ServeOptions())
+
+
+def _in_test_mode(
+    test: ServeTest, read: Callable[[], Mapping[int, Mapping[str, Served]]], options: ServeOptions
+) -> None:
+    try:
+        served = read()
+        version = min(served) if test.version is None else test.version
+        if version not in served:
+            raise ConfigError(f"ServeTest has version {version}, and the plugin set {', '.join(map(str, served))}.")
+        with _Serving(None, served[version], HostEnvironment(), options, logging=False, test=test) as serving:
+            serving.run(version)
+    finally:
+        test.cancel.set()
+        test.closed.set()
+
+
 class _Serving:
-    """One plugin being served, from making ready to the end. A context manager that takes everything down again."""
+    """One plugin being served, from making ready to the end. A context manager that takes everything down again.
+
+    :param host: the host that started this process; `None` in test mode.
+    """
 
     def __init__(
         self,
-        host: HostSide,
+        host: HostSide | None,
         served: Mapping[str, Served],
         environment: HostEnvironment,
         options: ServeOptions,
         *,
         logging: bool,
+        test: ServeTest | None = None,
     ) -> None:
         self._options = options
         self._host = host
+        self._test = test
         self._served = served
         self._environment = environment
-        self._ending = threading.Event()
+        self._ending = threading.Event() if test is None else test.cancel
         self._answerable = threading.Event()
         self._output = OutputBuffer()
         self._stack = ExitStack()
@@ -226,9 +314,13 @@ class _Serving:
         self._stack.close()
 
     def run(self, version: int) -> None:
-        """Write the line and serve until the end."""
+        """Tell where the plugin is and serve until the end."""
+        line = self._serving.line(version)
         try:
-            self._host.output.write_line(self._serving.line(version).format())
+            if self._host is not None:
+                self._host.output.write_line(line.format())
+            elif self._test is not None and self._test.on_reattach is not None:
+                self._test.on_reattach(_reattach_config(line))
         except OSError as error:
             log.warning("the host was gone before the handshake line could be written: %s", error)
         else:
@@ -241,22 +333,26 @@ class _Serving:
         stack = self._stack
         if logging:
             stack.callback(InstalledLogging().restore)
-        stack.enter_context(_signals(self._end_soon))
+        if self._host is not None:
+            stack.enter_context(_signals(self._end_soon))
         try:
             folder = SocketFolder(self._environment.socket_folder, self._environment.socket_group)
         except (OSError, LookupError) as error:
             raise PluginError(f"The plugin's socket cannot be made: {error}.") from error
         stack.callback(folder.close)
-        if self._host.watch is not None:
+        if self._host is not None and self._host.watch is not None:
             self._host.watch.attend(self._host_died, folder.close)
         around = Surroundings(
             self._environment, folder, self._output, self._options, end=self._shutdown, ending=self._ending
         )
         self._serving = _serving(choose_protocol(self._served, self._options.protocols), self._served, around)
         stack.callback(self._serving.close)
-        streams = ReplacedStreams(self._output)
-        stack.callback(write_rest, self._output)
-        stack.callback(streams.restore)
+        if self._test is None:
+            streams = ReplacedStreams(self._output)
+            stack.callback(write_rest, self._output)
+            stack.callback(streams.restore)
+        elif self._test.sync_stdio:
+            stack.callback(ReplacedStreams(self._output, copy=True).restore)
         self._serving.start()
 
     # -- while
@@ -311,21 +407,33 @@ def _serving(protocol: str, served: Mapping[str, Served], around: Surroundings) 
     return NetRPCServing(served, around)
 
 
+def _reattach_config(line: HandshakeLine) -> ReattachConfig:
+    from hybridload.goplugin.reattach import ReattachConfig
+
+    pid = os.getpid()
+    return ReattachConfig(
+        line.protocol, line.app_version, line.network, line.address, pid, test=True, started=platforms.start_time(pid)
+    )
+
+
 class _signals:
     """SIGINT ignored, the other ending signals handed on, and all as before afterwards. Main thread only.
 
     SIGINT gets a handler that does nothing, because programs that this one starts would inherit that it is ignored.
+
+    :param interrupt: hand SIGINT on as well: a person started this program.
     """
 
-    def __init__(self, end: Callable[[int], None]) -> None:
+    def __init__(self, end: Callable[[int], None], *, interrupt: bool = False) -> None:
         self._end = end
+        self._interrupt = interrupt
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        self._set(signal.SIGINT, _nothing)
-        if hasattr(signal, "siginterrupt"):
+        self._set(signal.SIGINT, (lambda number, _: self._end(number)) if self._interrupt else _nothing)
+        if hasattr(signal, "siginterrupt") and not self._interrupt:
             # What it would interrupt need not be prepared for that. The others have to wake the thread that waits.
             signal.siginterrupt(signal.SIGINT, False)
         for number in _ENDING_SIGNALS:

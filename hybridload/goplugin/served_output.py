@@ -220,16 +220,49 @@ class _BinaryWriter(io.BufferedIOBase):
         return False
 
 
+class _CopyingWriter(_BinaryWriter):
+    """The same, but what is written goes to the stream that was there before as well."""
+
+    def __init__(self, buffer: OutputBuffer, channel: int, before: TextIO) -> None:
+        super().__init__(buffer, channel)
+        self._before = before
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        try:
+            below = getattr(self._before, "buffer", None)
+            if below is None:
+                self._before.write(bytes(view).decode("utf-8", "backslashreplace"))
+            else:
+                self._before.flush()
+                below.write(view)
+            self._before.flush()
+        except (OSError, ValueError):
+            pass  # It is closed; the host gets it all the same.
+        if not self.closed:
+            self._output.write(self._channel, view)
+        return view.nbytes
+
+    def isatty(self) -> bool:
+        return self._before.isatty()
+
+
 class ReplacedStreams:
     """`sys.stdout` and `sys.stderr`, replaced by writers into a buffer until `restore`.
 
     What is written reaches the buffer at once, whether as text or through `.buffer`. A forked child gets the streams
     back that were there before: nobody reads its copy of the buffer.
+
+    :param copy: go on writing to the streams that were there before, too.
     """
 
-    def __init__(self, buffer: OutputBuffer) -> None:
+    def __init__(self, buffer: OutputBuffer, *, copy: bool = False) -> None:
         self._before: tuple[TextIO, TextIO] = sys.stdout, sys.stderr
-        self._ours = text_writer(buffer, STDOUT), text_writer(buffer, STDERR)
+        stdout, stderr = self._before
+        self._ours = (
+            text_writer(buffer, STDOUT, copy=stdout if copy else None),
+            text_writer(buffer, STDERR, copy=stderr if copy else None),
+        )
         sys.stdout, sys.stderr = self._ours
         self._active = True
         if hasattr(os, "register_at_fork"):
@@ -248,10 +281,13 @@ class ReplacedStreams:
             sys.stderr = self._before[1]
 
 
-def text_writer(buffer: OutputBuffer, channel: int) -> TextIO:
-    """A text file that writes to a buffer's channel at once. Text that UTF-8 cannot hold is escaped, never refused."""
+def text_writer(buffer: OutputBuffer, channel: int, *, copy: TextIO | None = None) -> TextIO:
+    """A text file that writes to a buffer's channel at once. Text that UTF-8 cannot hold is escaped, never refused.
+
+    :param copy: gets everything as well.
+    """
     return io.TextIOWrapper(
-        _BinaryWriter(buffer, channel),
+        _BinaryWriter(buffer, channel) if copy is None else _CopyingWriter(buffer, channel, copy),
         encoding="utf-8",
         errors="backslashreplace",
         newline="\n",

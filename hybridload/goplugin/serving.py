@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Contract
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from hybridload.goplugin.host_environment import HostEnvironment
     from hybridload.goplugin.line import HandshakeLine
+    from hybridload.goplugin.reattach import ReattachConfig
     from hybridload.goplugin.served_output import OutputBuffer
     from hybridload.goplugin.socket_folder import SocketFolder
     from hybridload.goplugin.transport import TLS
@@ -44,6 +45,29 @@ class ServeOptions:
             raise ConfigError(f"protocols is {self.protocols!r}: give one or both of 'grpc' and 'netrpc'.")
         if self.network not in ("unix", "tcp"):
             raise ConfigError(f"network is {self.network!r}: give 'unix' or 'tcp'.")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeTest:
+    """Test mode: a plugin is served in a process that is not its own, under a test or a debugger (go-plugin's
+    `ServeTestConfig`).
+
+    No host started that process, so there is no cookie, no handshake line, nothing of the environment is read, no
+    signal is handled, and descriptor 1 and `logging` are left alone. A host takes the plugin up by its reattach config,
+    and never ends it. `serve` runs in whatever thread it is called in, and returns.
+
+    :param on_reattach: called once, from that thread, when the plugin can be reached: e.g. the `put` of a queue.
+    :param cancel: set it to end serving. `serve` sets it when the end comes from elsewhere.
+    :param closed: set by `serve` when everything has ended, be it with an exception.
+    :param sync_stdio: let the host have what is printed, besides the place where it goes already.
+    :param version: the version to serve; the lowest by default, as in go-plugin.
+    """
+
+    on_reattach: Callable[[ReattachConfig], object] | None = None
+    cancel: threading.Event = field(default_factory=threading.Event)
+    closed: threading.Event = field(default_factory=threading.Event)
+    sync_stdio: bool = False
+    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
