@@ -162,6 +162,7 @@ class Client:
         self._external = _external(command if command is not None else "(reattached)", sha256, env, cwd)
         self.name = name or Path(self._external.command[0]).name
         self._own_tls = None if tls is None else _own_tls(tls, self.name)
+        self._made_tls: TLS | None = None
         self._auto_mtls = auto_mtls and tls is None
         self._multiplex = multiplex
         self._ports = _ports(min_port, max_port, self.name)
@@ -669,9 +670,10 @@ class Client:
 
         where = f"{line.network} {line.address}"
         if transport.multiplexed:
-            return Endpoint(transport.open, where)
-        plain = None if self._tls(line) is not None else self._runner.plugin_to_host(line.network, line.address)
-        return Endpoint(lambda: transport.connect(line.network, line.address, patience), where, plain)
+            return Endpoint(transport.open, where, costly=self._tls(line) is not None)
+        costly = self._tls(line) is not None
+        plain = None if costly else self._runner.plugin_to_host(line.network, line.address)
+        return Endpoint(lambda: transport.connect(line.network, line.address, patience), where, plain, costly)
 
     def _transport(self, line: HandshakeLine) -> Transport:
         from hybridload.goplugin.transport import MultiplexedTransport, SocketTransport
@@ -700,11 +702,13 @@ class Client:
             return self._own_tls
         if self._certificate is None or line.certificate is None:
             return None
-        from hybridload.goplugin.streams.tls import client_context, server_context
-        from hybridload.goplugin.transport import TLS, alpn_of
+        if self._made_tls is None:
+            from hybridload.goplugin.transport import MutualTLS, alpn_of
 
-        own, theirs, alpn = self._certificate, line.certificate, alpn_of(line.protocol)
-        return TLS(client_context(own, theirs, alpn), server_context(own, theirs, alpn))
+            made = MutualTLS(self._certificate, line.certificate, alpn_of(line.protocol))
+            made.client  # noqa: B018  # a certificate that is none is found out here
+            self._made_tls = made
+        return self._made_tls
 
     # -- while it runs
 

@@ -6,10 +6,11 @@ A transport knows one plugin process. The broker and the main connection ask it;
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,8 @@ from hybridload.goplugin.streams.sockets import connect, listen_unix
 
 if TYPE_CHECKING:
     import ssl
+
+    from hybridload.goplugin.certificates import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ class Transport(Protocol):
         """Give the next stream that the other side opens to `listener.put`; only when multiplexed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TLS:
     """The two contexts of one side: it serves with the one and connects with the other.
 
@@ -83,6 +86,30 @@ class TLS:
         from hybridload.goplugin.streams.tls import TLSListener
 
         return TLSListener(listener, self.server)
+
+
+class MutualTLS(TLS):
+    """The contexts of AutoMTLS, each made when it is first needed: most hosts never serve anything.
+
+    :param own: shown to the other side.
+    :param trusted: the only certificate (DER or PEM) that the other side may show.
+    """
+
+    def __init__(self, own: Certificate, trusted: bytes, alpn: Sequence[str]) -> None:
+        self._made_of: tuple[Certificate, bytes, Sequence[str]]
+        self.__dict__["_made_of"] = (own, trusted, alpn)
+
+    @functools.cached_property
+    def client(self) -> ssl.SSLContext:
+        from hybridload.goplugin.streams.tls import client_context
+
+        return client_context(*self._made_of)
+
+    @functools.cached_property
+    def server(self) -> ssl.SSLContext:
+        from hybridload.goplugin.streams.tls import server_context
+
+        return server_context(*self._made_of)
 
 
 @dataclass(frozen=True, slots=True)

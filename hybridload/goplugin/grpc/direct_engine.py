@@ -38,6 +38,7 @@ class DirectEngine:
         given = dict(options)
         return Channel(
             endpoint.open,
+            dial_ahead=endpoint.costly,
             max_send=_limit(given, "grpc.max_send_message_length"),
             max_receive=_limit(given, "grpc.max_receive_message_length"),
         )

@@ -22,11 +22,13 @@ class Endpoint:
     :param plain: network and address, when what is on the wire is nothing but gRPC, for engines that connect by
         themselves; `None` under TLS or yamux.
     :param name: for messages.
+    :param costly: whether a connection takes milliseconds to open, as the handshake of TLS does.
     """
 
     open: Callable[[], Stream]
     name: str
     plain: tuple[Network, str] | None = None
+    costly: bool = False
 
 
 class Server(Protocol):

@@ -47,6 +47,7 @@ class Channel:
     :param max_connections: how many there are at most; 1 where the way to the server can be opened only once.
     :param max_send: the largest request, in bytes; `None` for no limit.
     :param max_receive: the largest response, in bytes; `None` for no limit.
+    :param dial_ahead: a connection takes long to open: a call that finds none idle shares one while another is opened.
     :param authority: what the server is told that it is called.
     """
 
@@ -57,6 +58,7 @@ class Channel:
         max_connections: int = 8,
         max_send: int | None = None,
         max_receive: int | None = None,
+        dial_ahead: bool = False,
         authority: str = "localhost",
         limits: Limits = _CLIENT_LIMITS,
     ) -> None:
@@ -65,7 +67,7 @@ class Channel:
         self._limits = limits
         self._workers = Workers("hybridload-http2-call")
         self._timers = Timers("hybridload-http2-deadlines")
-        self._pool = Pool(dial, self._adopt, max_connections)
+        self._pool = Pool(dial, self._adopt, max_connections, self._workers if dial_ahead else None)
         # The constant parts of a request's header block: before the path, and after it.
         self._head = b"\x83\x86" + named(1, authority.encode())  # POST, http
         self._tail = (

@@ -6,20 +6,27 @@ when there is none, it waits its turn, first come, first served, but never for l
 least busy one, because a call may be nested in another (host calls plugin calls host calls plugin) or be meant to
 block, and waiting for those is waiting for ever.
 
+Where a connection takes long to open (TLS), a call that finds none idle shares one as well, and another is opened
+meanwhile in a thread of its own, for the calls to come.
+
 Streams and futures share: one connection, read by a background thread, takes all of them, up to what the server allows.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from hybridload.goplugin.streams.base import Stream
+from hybridload.goplugin.streams.base import Stream, StreamError
 
 from .client_link import ClientLink
+from .workers import Workers, WorkersClosed
+
+logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 0.02
 """Seconds."""
@@ -48,12 +55,20 @@ class Pool:
 
     :param dial: opens one; whatever it raises goes to the caller who needed it.
     :param max_connections: how many there are at most.
+    :param ahead: opens connections while calls go on without them; `None` has the caller who needs one open it.
     """
 
-    def __init__(self, dial: Callable[[], Stream], adopt: Callable[[Stream], ClientLink], max_connections: int) -> None:
+    def __init__(
+        self,
+        dial: Callable[[], Stream],
+        adopt: Callable[[Stream], ClientLink],
+        max_connections: int,
+        ahead: Workers | None = None,
+    ) -> None:
         self._dial = dial
         self._adopt = adopt
         self._max = max_connections
+        self._ahead = ahead
         self._lock = threading.Lock()
         self._links: list[ClientLink] = []
         self._idle: list[ClientLink] = []  # the last one used is the first to be used again
@@ -125,7 +140,12 @@ class Pool:
                 if self._closed:
                     raise PoolClosed
                 if len(self._links) + self._dialling < self._max:
-                    self._dialling += 1
+                    if self._ahead is not None:
+                        shared = self._share(lambda link: link.in_background)
+                    if shared is None or not self._dialling:
+                        self._dialling += 1
+                        if shared is not None:
+                            self._dial_ahead()
                 else:
                     shared = self._share(lambda link: link.in_background)
                     if shared is None:
@@ -156,6 +176,30 @@ class Pool:
             link.close()
             raise PoolClosed
         return link
+
+    def _dial_ahead(self) -> None:
+        """Open a connection in a thread of its own. Called with the lock held, and counted in `_dialling`."""
+        assert self._ahead is not None
+        try:
+            self._ahead.submit(self._connect_ahead)
+        except WorkersClosed:
+            self._dialling -= 1
+
+    def _connect_ahead(self) -> None:
+        link: ClientLink | None = None
+        try:
+            link = self._connect()
+            handshake = getattr(link.stream, "handshake", None)
+            if handshake is not None:
+                handshake()
+            link.flush()  # a Go server that is to stop waits for connections that have not said what they are
+        except (PoolClosed, StreamError, TimeoutError) as error:
+            # Whoever needs one finds out for itself.
+            logger.debug("no further connection was opened: %s", error)
+            if link is not None:
+                self._drop(link)
+        else:
+            self.give_back(link)
 
     def _wait(self, turn: _Turn) -> ClientLink | None:
         """The connection that another call gave back, or after a while a shared one; none to look again."""

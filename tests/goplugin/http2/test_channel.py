@@ -109,6 +109,45 @@ def test_one_connection_carries_streams_and_calls(dial: Dialler) -> None:
     assert len(dial.opened) == 1
 
 
+def test_a_call_does_not_wait_for_a_connection_that_takes_long_to_open(dial: Dialler) -> None:
+    slowly, opening = threading.Event(), threading.Event()
+
+    def dial_slowly() -> SocketStream:
+        if dial.opened:
+            opening.set()
+            assert slowly.wait(20)
+        return dial()
+
+    with Channel(dial_slowly, dial_ahead=True) as channel:
+        stream = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(stream) == b"first"
+        echo = channel.unary_unary("/t.T/Echo")
+        for _ in range(20):
+            assert echo(b"x", timeout=20) == b"x"
+        assert opening.wait(20)
+        assert len(dial.opened) == 1
+        slowly.set()
+        while len(dial.opened) < 2:
+            assert echo(b"x", timeout=20) == b"x"
+        in_threads(4, lambda: [echo(b"x", timeout=20) for _ in range(30)])  # type: ignore[arg-type, return-value]
+        stream.cancel()
+
+
+def test_a_connection_that_cannot_be_opened_ahead_costs_no_call(dial: Dialler) -> None:
+    def dial_once() -> SocketStream:
+        if dial.opened:
+            raise StreamError("no more")
+        return dial()
+
+    with Channel(dial_once, dial_ahead=True) as channel:
+        stream = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(stream) == b"first"
+        echo = channel.unary_unary("/t.T/Echo")
+        for _ in range(50):
+            assert echo(b"x", timeout=20) == b"x"
+        stream.cancel()
+
+
 def test_an_idle_connection_that_died_is_replaced_before_it_is_used(dial: Dialler, ours: tuple[Server, str]) -> None:
     with Channel(dial) as channel:
         echo = channel.unary_unary("/t.T/Echo")
