@@ -88,7 +88,8 @@ class Service:
 
     def hang(self, request: bytes, context: Any) -> bytes:
         over = threading.Event()
-        context.add_callback(over.set)
+        if not context.add_callback(over.set):
+            over.set()  # the call was over before this thread got as far as here
         self.event("hanging").set()
         self.hanging.release()
         self.seen.append(over.wait(20))
