@@ -1,7 +1,7 @@
 """A hybridload host with a plugin in some isolation.
 
     host.py in-process
-    host.py subprocess [--mtls] [--prefork]
+    host.py subprocess [--mtls]
     host.py external | external-mtls | external-netrpc COMMAND...
 
 What carries gRPC is the environment's business (`HYBRIDLOAD_ENGINE`).
@@ -137,15 +137,13 @@ def main() -> None:
     external = ["external", "external-mtls", "external-netrpc"]
     parser.add_argument("isolation", choices=["in-process", "subprocess", *external])
     parser.add_argument("--mtls", action="store_true")
-    parser.add_argument("--prefork", action="store_true")
     parser.add_argument("command", nargs="*")
     given = parser.parse_args()
     with ExitStack() as stack:
         if given.isolation in external:
             host: Host = External(given.command, given.isolation, stack)
         elif given.isolation == "subprocess":
-            settings = [f"auto_mtls = {str(given.mtls).lower()}", *["prefork = true"] * given.prefork]
-            host = Loaded("subprocess", settings, stack)
+            host = Loaded("subprocess", [f"auto_mtls = {str(given.mtls).lower()}"], stack)
         else:
             host = InProcess("in-process", [], stack)
         obey(host)
