@@ -41,6 +41,7 @@ from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.served_output import OutputBuffer, ReplacedStreams, write_rest
 from hybridload.goplugin.serving import (
     PROTOCOLS,
+    Protocols,
     Served,
     ServeOptions,
     ServeTest,
@@ -90,7 +91,7 @@ def serve(
     network: str = "unix",
     server_options: Sequence[tuple[str, Any]] = (),
     engine: str | None = None,
-    protocols: Sequence[str] = PROTOCOLS,
+    protocols: Protocols = PROTOCOLS,
     test: ServeTest | None = None,
     debug: bool | str = False,
 ) -> None:
@@ -114,7 +115,7 @@ def serve(
         so by default.
     :param protocols: what the plugin may be served over, ``"grpc"`` and ``"netrpc"``, in the order of preference: the
         first that every kind of the negotiated version can travel over is taken. For a host that speaks net/rpc alone,
-        give ``("netrpc",)``.
+        give ``"netrpc"``; where that depends on the version, a mapping such as ``{2: "netrpc", 3: "grpc"}``.
     :param test: serve in this process as it is, for tests and debuggers; see `ServeTest`.
     :param debug: serve until Ctrl-C, with no host that starts this program, and print what to set for a hybridload host
         to take it up: `HYBRIDLOAD_REATTACH`. The plugin's name over there, or true for the program's name.
@@ -127,7 +128,7 @@ def serve(
         network=network,
         server_options=tuple(server_options),
         engine=engine,
-        protocols=(protocols,) if isinstance(protocols, str) else tuple(protocols),
+        protocols=protocols,
     )
     if test is not None:
         _in_test_mode(test, lambda: read_served(plugins, implementations, handshake), options)
@@ -231,7 +232,9 @@ def serve_to(
     if environment.unreadable_versions:
         log.warning("the host lists versions that are no numbers: %s", ", ".join(environment.unreadable_versions))
     version = environment.choose_version(served)
-    with _Serving(host, served[version], environment, options or ServeOptions(), logging=logging) as serving:
+    options = options or ServeOptions()
+    protocol = choose_protocol(served[version], options.protocols_of(version))
+    with _Serving(host, served[version], protocol, environment, options, logging=logging) as serving:
         serving.run(version)
 
 
@@ -269,7 +272,8 @@ def _in_test_mode(
         version = min(served) if test.version is None else test.version
         if version not in served:
             raise ConfigError(f"ServeTest has version {version}, and the plugin set {', '.join(map(str, served))}.")
-        with _Serving(None, served[version], HostEnvironment(), options, logging=False, test=test) as serving:
+        protocol = choose_protocol(served[version], options.protocols_of(version))
+        with _Serving(None, served[version], protocol, HostEnvironment(), options, logging=False, test=test) as serving:
             serving.run(version)
     finally:
         test.cancel.set()
@@ -286,12 +290,14 @@ class _Serving:
         self,
         host: HostSide | None,
         served: Mapping[str, Served],
+        protocol: str,
         environment: HostEnvironment,
         options: ServeOptions,
         *,
         logging: bool,
         test: ServeTest | None = None,
     ) -> None:
+        self._protocol = protocol
         self._options = options
         self._host = host
         self._test = test
@@ -345,7 +351,7 @@ class _Serving:
         around = Surroundings(
             self._environment, folder, self._output, self._options, end=self._shutdown, ending=self._ending
         )
-        self._serving = _serving(choose_protocol(self._served, self._options.protocols), self._served, around)
+        self._serving = _serving(self._protocol, self._served, around)
         stack.callback(self._serving.close)
         if self._test is None:
             streams = ReplacedStreams(self._output)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 PROTOCOLS = ("grpc", "netrpc")
+Protocols: TypeAlias = "str | Sequence[str] | Mapping[int, str | Sequence[str]]"
+"""One or both of `PROTOCOLS`, in the order of preference; or that for each version of a plugin set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,27 @@ class ServeOptions:
     network: str = "unix"
     server_options: tuple[tuple[str, Any], ...] = ()
     engine: str | None = None
-    protocols: tuple[str, ...] = PROTOCOLS
+    protocols: Protocols = PROTOCOLS
 
     def __post_init__(self) -> None:
-        if not self.protocols or not set(self.protocols) <= set(PROTOCOLS):
-            raise ConfigError(f"protocols is {self.protocols!r}: give one or both of 'grpc' and 'netrpc'.")
+        by_version = self.protocols.values() if isinstance(self.protocols, Mapping) else (self.protocols,)
+        if not all(_named(protocols) and set(_named(protocols)) <= set(PROTOCOLS) for protocols in by_version):
+            raise ConfigError(
+                f"protocols is {self.protocols!r}: give one or both of 'grpc' and 'netrpc', "
+                "or a mapping of version to such."
+            )
         if self.network not in ("unix", "tcp"):
             raise ConfigError(f"network is {self.network!r}: give 'unix' or 'tcp'.")
+
+    def protocols_of(self, version: int) -> tuple[str, ...]:
+        """What a version of the plugin set may be served over, in the order of preference."""
+        if isinstance(self.protocols, Mapping):
+            return _named(self.protocols.get(version, PROTOCOLS))
+        return _named(self.protocols)
+
+
+def _named(protocols: str | Sequence[str]) -> tuple[str, ...]:
+    return (protocols,) if isinstance(protocols, str) else tuple(protocols)
 
 
 @dataclass(frozen=True, slots=True)

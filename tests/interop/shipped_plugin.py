@@ -25,6 +25,12 @@ class KV(Protocol):
     def get(self, key: str) -> bytes: ...
 
 
+class Greeter(Protocol):
+    """examples/basic."""
+
+    def greet(self) -> str: ...
+
+
 class AddHelper(Protocol):
     """What the host of examples/bidirectional lends to its plugin."""
 
@@ -68,6 +74,8 @@ def plugins(example: str, counter_proto: str | Path) -> dict[int, dict[str, Any]
     """
     kv = Contract(KV, service="proto.KV")
     return {
+        "basic": {1: {"greeter": Contract(Greeter)}},
+        "netrpc": {1: {"kv": kv}},
         "grpc": {1: {"kv_grpc": kv}},
         "negotiated": {2: {"kv": kv}, 3: {"kv": kv}},
         "bidirectional": {1: {"counter": Contract(Counter, service="proto.Counter")}},
@@ -76,6 +84,11 @@ def plugins(example: str, counter_proto: str | Path) -> dict[int, dict[str, Any]
         },
         "streaming": {1: {"streamer": Contract(Streamer, service="proto.StreamerService")}},
     }[example]
+
+
+class Hello:
+    def greet(self) -> str:
+        return "Hello from Python!"
 
 
 class FileKV:
@@ -120,6 +133,8 @@ class FileStreamer:
 
 
 IMPLEMENTATIONS: dict[str, dict[int, dict[str, object]]] = {
+    "basic": {1: {"greeter": Hello()}},
+    "netrpc": {1: {"kv": FileKV()}},
     "grpc": {1: {"kv_grpc": FileKV()}},
     "negotiated": {2: {"kv": FileKV(", version 2")}, 3: {"kv": FileKV(", version 3")}},
     "bidirectional": {1: {"counter": FileCounter()}},
@@ -128,5 +143,14 @@ IMPLEMENTATIONS: dict[str, dict[int, dict[str, object]]] = {
 }
 
 
+PROTOCOLS: dict[str, Any] = {"basic": "netrpc", "netrpc": "netrpc", "negotiated": {2: "netrpc", 3: "grpc"}}
+
+
 if __name__ == "__main__":
-    serve(plugins(sys.argv[1], os.environ.get("COUNTER_PROTO", "")), IMPLEMENTATIONS[sys.argv[1]], handshake=HANDSHAKE)
+    example = sys.argv[1]
+    serve(
+        plugins(example, os.environ.get("COUNTER_PROTO", "")),
+        IMPLEMENTATIONS[example],
+        handshake=HANDSHAKE,
+        protocols=PROTOCOLS.get(example, "grpc"),
+    )

@@ -47,6 +47,11 @@ KINDS = {
     "bidirectional-given": "counter",
     "streaming": "streamer",
 }
+OVER_NETRPC = {  # net/rpc knows no multiplexing: it is multiplexed by itself
+    "basic": ("basic/plugin", "greeter"),
+    "netrpc": ("grpc/plugin-go-netrpc", "kv"),
+    "negotiated": ("negotiated/plugin-go", "kv"),
+}
 LOREM = b"Lorem ipsum dolor sit amet. " * 1000
 
 each_example = pytest.mark.parametrize("example", GO_PLUGINS)
@@ -160,6 +165,26 @@ def test_their_streaming_host_streams_to_and_from_python(
     assert '"bytes":"Lorem ipsum dolor sit amet"' in log
 
 
+@pytest.mark.parametrize("engine", ["direct"])
+def test_their_basic_host_is_greeted_by_python(their_host: Callable[..., tuple[str, str]]) -> None:
+    assert "\nHello from Python!\n" in their_host("basic", plugin="plugin/greeter")[0]  # among its log
+
+
+@pytest.mark.parametrize("engine", ["direct"])
+def test_their_grpc_host_keeps_values_in_python_over_netrpc(their_host: Callable[..., tuple[str, str]]) -> None:
+    told = {"KV_PLUGIN": " ".join(_command("netrpc")), "KV_PROTO": "netrpc"}
+    assert their_host("grpc", "put", "hello", "world", **told)[0] == ""
+    assert their_host("grpc", "get", "hello", **told)[0] == "world\n\nWritten from Python\n"
+
+
+@pytest.mark.parametrize("engine", ["direct"])
+def test_their_negotiated_host_gets_the_version_that_is_net_rpc(their_host: Callable[..., tuple[str, str]]) -> None:
+    told = {"KV_PROTO": "netrpc"}
+    assert their_host("negotiated", "put", "hello", "world", plugin="kv-plugin", **told)[0] == ""
+    got = their_host("negotiated", "get", "hello", plugin="kv-plugin", **told)[0]
+    assert got == "world\n\nWritten from Python, version 2\n"
+
+
 # Their halves in a Go host with every protection, our plugins
 
 
@@ -210,6 +235,40 @@ def test_a_go_host_with_their_halves_uses_python(
     record(example, "Go, their halves", "Python", engine, protection, said["start"], said["calls"])
 
 
+@pytest.mark.parametrize("engine", ["direct"])
+@pytest.mark.parametrize("protection", ["plain", "mtls"])
+@pytest.mark.parametrize("example", OVER_NETRPC)
+def test_a_go_host_with_their_halves_uses_python_over_netrpc(
+    go_build: Callable[..., Path],
+    tmp_path: Path,
+    environment: dict[str, str],
+    example: str,
+    protection: str,
+    record: Record,
+) -> None:
+    flags = ["-highest", "2", *(["-mtls"] if protection == "mtls" else [])]
+    done = subprocess.run(
+        [go_build("tests/go/examplehost"), "-example", example, *flags, *_command(example)],
+        cwd=tmp_path,
+        env={**environment, "GOLANG_PROTOBUF_REGISTRATION_CONFLICT": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["protocol"] == "netrpc"
+    assert said["version"] == (2 if example == "negotiated" else 1)
+    if example == "basic":
+        assert said["answers"] == ["Hello from Python!"]
+    else:
+        version = ", version 2" if example == "negotiated" else ""
+        assert said["answers"][:2] == [None, f"world\n\nWritten from Python{version}"]
+        assert "kv_missing" in said["answers"][2]["error"]
+    record(example, "Go, their halves", "Python", "net/rpc", protection, said["start"], said["calls"])
+
+
 # Our host, their plugins
 
 
@@ -253,10 +312,12 @@ def their_plugin(
 ) -> Iterator[Callable[..., Client]]:
     clients = []
 
-    def start(example: str, **options: Any) -> Client:
+    def start(example: str, versions: tuple[int, ...] = (1, 3), **options: Any) -> Client:
+        plugin = GO_PLUGINS.get(example) or OVER_NETRPC[example][0]
+        known = shipped.plugins(example, counter_proto)
         client = Client(
-            go_build(f"{SHIPPED}/{GO_PLUGINS[example]}"),
-            plugins=shipped.plugins(example, counter_proto),
+            go_build(f"{SHIPPED}/{plugin}"),
+            plugins={version: kinds for version, kinds in known.items() if version in versions},
             handshake=shipped.HANDSHAKE,
             engine=engine,
             cwd=tmp_path,
@@ -292,3 +353,29 @@ def test_python_hosts_their_plugins(
     client.kill()
     assert client.returncode == 0
     record(example, "Python", "Go, its own", engine, protection, started - began, ended - started)
+
+
+@pytest.mark.parametrize("engine", ["direct"])
+@pytest.mark.parametrize("protection", ["plain", "mtls"])
+@pytest.mark.parametrize("example", OVER_NETRPC)
+def test_python_hosts_their_plugins_over_netrpc(
+    their_plugin: Callable[..., Client], example: str, protection: str, record: Record
+) -> None:
+    client = their_plugin(example, (1, 2), **PROTECTIONS[protection])
+    began = time.monotonic()
+    client.start()
+    dispensed = client.dispense(OVER_NETRPC[example][1])
+    started = time.monotonic()
+    assert (client.protocol, client.app_version) == ("netrpc", 2 if example == "negotiated" else 1)
+    if example == "basic":
+        assert dispensed.greet() == "Hello!"
+    elif example == "netrpc":
+        # Their main keeps what it is given as it is.
+        dispensed.put("hello", b"world")
+        assert dispensed.get("hello").startswith(b"world")
+    else:
+        keep(dispensed)
+    ended = time.monotonic()
+    client.kill()
+    assert client.returncode == 0
+    record(example, "Python", "Go, its own", "net/rpc", protection, started - began, ended - started)
