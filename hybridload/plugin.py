@@ -79,9 +79,8 @@ _LIVE = frozenset(
     }
 )
 """Settings that are applied to a plugin that runs; any other needs a new start."""
-_PROCESSES_ONLY = frozenset(
-    {"command", "sha256", "python", "env", "env_allow", "cwd", "call_timeout", "auto_mtls", "protocols"}
-)
+_OF_OBJECTS = frozenset({"entry_point", "options"})
+"""The settings that make an in-process object what it is; the others are about processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +287,9 @@ class LoadedPlugin:
         if place is None or not self._handles:
             return
         chain = self._chain if self._given else self.resolution.decide()
-        ignored = _LIVE | _PROCESSES_ONLY if place.isolation == "in-process" else _LIVE
+        new = changed & _OF_OBJECTS if place.isolation == "in-process" else changed - _LIVE
         better_now = chain != self._chain and chain[0] != place.isolation
-        if moved or changed - ignored or better_now:
+        if moved or new or better_now:
             self._move(chain, next(iter(self._handles)), left)
         elif chain != self._chain:
             self._chain = chain
@@ -392,7 +391,7 @@ class LoadedPlugin:
 
     def _fulfil(self, wish: Start | Probe, left: list[_Place]) -> None:
         """Start what the supervisor asked for, and tell it what came of it."""
-        isolation = wish.isolation
+        isolation, old = wish.isolation, self._place
         if not self.resolution.serves(isolation, self._chain):
             self._hear(StartFailed(Failure.ABSENT))
             return
@@ -403,7 +402,7 @@ class LoadedPlugin:
             self._note(isolation, error)
             self._hear(StartFailed(Failure.FATAL if self._is_fatal(error) else Failure.AGAIN))
             return
-        if isinstance(wish, Start) and self._leaving and self._leaving[-1].isolation == isolation:
+        if old is not None and old.lost and old.isolation == isolation:
             self._restarts += 1
         self._hear(Started())
 
@@ -448,7 +447,7 @@ class LoadedPlugin:
     def _ended(self, place: _Place) -> None:
         """The process of a place has ended by itself."""
         self._door.shut(place)
-        if place is self._place and not self._closed:
+        if place is self._place and not place.lost and not self._closed:
             opening = self._opening
             if opening is not None and self._unasked:
                 opening.call_off()  # what is probed meanwhile has to stand back

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hybridload import Handshake, Loader
+from hybridload import Handshake, Loader, PluginEvent, PluginStatus
 
 HANDSHAKE = Handshake("ISOLATION_TEST", "on")
 GROUP = "test.isolation"
+PATIENCE = 60.0  # seconds
 
 Write = Callable[[str, str], None]
 Open = Callable[..., Loader]
@@ -60,3 +68,184 @@ def open_loader(tmp_path: Path) -> Iterator[Open]:
     yield begin
     for loader in loaders:
         loader.close()
+
+
+# What the tests of supervision have in common
+
+
+WORK = """
+import asyncio, os, signal, sys, time
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+from hybridload import Handshake, idempotent
+
+class Work(Protocol):
+    def double(self, number: int) -> int: ...
+    def pid(self) -> int: ...
+    def note(self, number: int) -> int: ...
+    def wait_for(self, file: str) -> int: ...
+    @idempotent
+    def wait_again(self, file: str) -> int: ...
+    @idempotent
+    def die(self) -> int: ...
+    def last_words(self, words: str) -> int: ...
+    def close_sockets(self) -> int: ...
+    def count(self, items: int) -> Iterator[int]: ...
+    async def async_double(self, number: int) -> int: ...
+    def async_count(self, items: int) -> AsyncIterator[int]: ...
+
+class Worker:
+    def __init__(self, notes="", offset=0):
+        self.notes, self.offset = notes, offset
+    def double(self, number):
+        return 2 * number + self.offset
+    def pid(self):
+        return os.getpid()
+    def note(self, number):
+        descriptor = os.open(self.notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, b"%d\\n" % number)
+        os.close(descriptor)
+        return os.getpid()
+    def wait_for(self, file):
+        with open(file + ".entered", "a") as entered:
+            entered.write(f"{os.getpid()}\\n")
+        while not os.path.exists(file):
+            time.sleep(0.002)
+        return os.getpid()
+    wait_again = wait_for
+    def die(self):
+        self.note(os.getpid())
+        os._exit(7)
+    def last_words(self, words):
+        sys.__stderr__.write(words + "\\n")
+        sys.__stderr__.flush()
+        os.kill(os.getpid(), signal.SIGTERM if words == "ask" else signal.SIGKILL)
+        time.sleep(60)
+    def close_sockets(self):
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                    os.close(int(name))
+            except OSError:
+                pass
+        return 0
+    def count(self, items):
+        yield from range(items)
+    async def async_double(self, number):
+        await asyncio.sleep(0)
+        return 2 * number
+    async def async_count(self, items):
+        for item in range(items):
+            yield item
+
+PLUGINS = {"work": Work}
+HANDSHAKE = Handshake("ISOLATION_TEST", "on")
+"""
+WORK_CONFIG = """
+[host]
+plugins = "work_sdk:PLUGINS"
+handshake = "work_sdk:HANDSHAKE"
+[defaults]
+isolation = "subprocess"
+[plugins.worker]
+entry_point = "work_sdk:Worker"
+"""
+
+
+class Story:
+    """Every event of a loader, to wait for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.events: list[PluginEvent] = []
+        self._news = threading.Condition()
+        self.unsubscribe = loader.on_event(self._take)
+
+    def _take(self, event: PluginEvent) -> None:
+        with self._news:
+            self.events.append(event)
+            self._news.notify_all()
+
+    def wait_for(self, what: str, times: int = 1) -> PluginEvent:
+        """The event of that kind that came for the nth time."""
+        with self._news:
+            came = self._news.wait_for(lambda: len(self.named(what)) >= times, PATIENCE)
+            assert came, f"no {what!r} (time {times}) in {self.told()}"
+            return self.named(what)[times - 1]
+
+    def named(self, what: str) -> list[PluginEvent]:
+        return [event for event in self.events if event.what == what]
+
+    def told(self) -> list[str]:
+        return [event.what for event in self.events]
+
+
+@dataclass
+class Workplace:
+    """A loader with the worker, and what happened to it."""
+
+    folder: Path
+    loader: Loader
+    worker: Any
+    story: Story
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "plugins.toml"
+
+    def status(self) -> PluginStatus:
+        return self.loader.status("worker")
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        pid = self.status().pid
+        assert pid is not None
+        assert pid != os.getpid()
+        os.kill(pid, number)
+        return pid
+
+    def in_the_middle(self, method: Any) -> tuple[Future[Any], str]:
+        """A call that was entered, on a thread of its own, and goes on until there is a file."""
+        file = str(self.folder / f"go{next(_NUMBERS)}")
+        call = in_thread(method, file)
+        wait_until(lambda: os.path.exists(f"{file}.entered"))
+        return call, file
+
+
+_NUMBERS = itertools.count()
+Employ = Callable[..., Workplace]
+
+
+@pytest.fixture
+def employ(write_module: Write, open_loader: Open, tmp_path: Path) -> Employ:
+    """Loads the worker with the given lines in its table."""
+    write_module("work_sdk", WORK)
+
+    def begin(*lines: str, extra: str = "", **options: Any) -> Workplace:
+        notes = f'options = {{ notes = "{tmp_path}/notes" }}'
+        given = [notes, *lines] if not any(line.startswith("options") for line in lines) else list(lines)
+        loader = open_loader(config="\n".join([WORK_CONFIG, *given, extra]))
+        worker = loader.load("worker", **options)
+        return Workplace(tmp_path, loader, worker, Story(loader))
+
+    return begin
+
+
+def in_thread(work: Callable[..., Any], *args: Any) -> Future[Any]:
+    """Call something on a thread of its own."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work(*args))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run).start()
+    return done
+
+
+def wait_until(holds: Callable[[], Any]) -> None:
+    """Wait for what nobody tells about."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

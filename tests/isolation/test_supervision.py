@@ -1,0 +1,281 @@
+"""Crashes, hangs and what becomes of the calls: Python objects in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hybridload.errors import CallTimeout, NoUsableIsolation, PluginClosed, PluginCrashed
+from hybridload.events import PluginEvent
+from tests.isolation.conftest import PATIENCE, Employ, in_thread
+
+
+def test_a_call_in_flight_says_how_the_plugin_ended(employ: Employ) -> None:
+    work = employ()
+    with pytest.raises(PluginCrashed, match="signal 9") as caught:
+        work.worker.last_words("no more paper")
+    assert caught.value.returncode == -signal.SIGKILL
+    assert "no more paper" in caught.value.stderr
+
+
+def test_whoever_calls_while_it_is_started_again_is_answered_by_the_new_one(employ: Employ) -> None:
+    work = employ()
+    call, _ = work.in_the_middle(work.worker.wait_for)
+    before = work.kill()
+    with pytest.raises(PluginCrashed):
+        call.result(PATIENCE)
+    # The crash is known now, and the new process takes a while: all of these wait.
+    calls = [in_thread(work.worker.double, number) for number in range(8)]
+    assert [each.result(PATIENCE) for each in calls] == [2 * number for number in range(8)]
+    assert work.worker.pid() != before
+    assert work.status().restarts == 1
+
+
+def test_an_idempotent_call_in_flight_is_sent_again(employ: Employ) -> None:
+    work = employ()
+    call, file = work.in_the_middle(work.worker.wait_again)
+    before = work.kill()
+    work.story.wait_for("running")
+    Path(file).touch()
+    assert call.result(PATIENCE) == work.worker.pid() != before
+    assert Path(f"{file}.entered").read_text().split() == [str(before), str(work.worker.pid())]
+
+
+def test_a_call_that_kills_whoever_carries_it_out_is_tried_three_times(employ: Employ) -> None:
+    work = employ("backoff = 0.01")
+    with pytest.raises(PluginCrashed, match="exit status 7"):
+        work.worker.die()
+    assert len(set((work.folder / "notes").read_text().split())) == 3
+    assert work.worker.double(4) == 8
+
+
+def test_a_retry_ends_with_the_deadline_of_its_call(employ: Employ) -> None:
+    work = employ("call_timeout = 2.0", "max_restarts = 50", "backoff = 60.0", "backoff_max = 60.0")
+    with pytest.raises(PluginCrashed):
+        work.worker.last_words("first")
+    began = time.monotonic()
+    with pytest.raises(CallTimeout, match="started again"):
+        work.worker.die()  # restarted at once the first time, and in half a minute the second
+    assert time.monotonic() - began < 30
+    assert work.status().state == "backing off"
+    assert work.status().next_retry is not None
+
+
+def test_the_next_isolation_takes_over_and_the_preferred_one_comes_back(employ: Employ) -> None:
+    work = employ('isolation = ["subprocess", "in-process"]', "max_restarts = 1", "retry_after = 0.5")
+    work.kill()
+    work.story.wait_for("running")
+    work.kill()
+    over = work.story.wait_for("failed over")
+    assert (over.isolation, over.pid) == ("in-process", os.getpid())
+    assert isinstance(over.error, PluginCrashed)
+    assert work.worker.double(3) == 6
+    back = work.story.wait_for("running", 2)
+    assert back.isolation == "subprocess"
+    assert work.worker.pid() == back.pid == work.status().pid
+    assert (work.status().degraded, work.status().state) == (False, "running")
+    assert work.story.told() == [
+        *("crashed", "starting", "running"),
+        *("crashed", "starting", "failed over"),
+        "running",
+    ]
+
+
+def test_while_a_later_isolation_serves_the_slot_is_the_objects_own_method(employ: Employ) -> None:
+    work = employ('isolation = ["subprocess", "in-process"]', "max_restarts = 0")
+    assert not hasattr(work.worker.double, "__self__")
+    work.kill()
+    work.story.wait_for("failed over")
+    assert type(work.worker.double.__self__).__name__ == "Worker"
+    assert work.status().degraded
+    assert [attempt.isolation for attempt in work.status().attempts] == ["subprocess"]
+
+
+def test_with_nowhere_left_to_run_calls_are_refused_until_it_is_tried_again(employ: Employ) -> None:
+    work = employ("max_restarts = 0", "retry_after = 3.0")
+    work.kill()
+    failed = work.story.wait_for("failed")
+    assert failed.delay == 3.0
+    with pytest.raises(NoUsableIsolation, match="tried again in") as caught:
+        work.worker.double(1)
+    assert isinstance(caught.value.attempts[0].error, PluginCrashed)
+    assert work.status().state == "failed"
+    work.story.wait_for("running")
+    assert work.worker.double(1) == 2
+
+
+def test_to_load_what_crashed_starts_it_at_once(employ: Employ) -> None:
+    work = employ("max_restarts = 0")
+    work.kill()
+    work.story.wait_for("failed")
+    assert work.loader.load("worker") is work.worker
+    assert work.worker.double(1) == 2
+    assert (work.status().state, work.status().restarts) == ("running", 1)
+
+
+def test_what_hangs_is_found_and_replaced(employ: Employ) -> None:
+    work = employ("health_interval = 0.1", "health_timeout = 0.3")
+    call, _ = work.in_the_middle(work.worker.wait_for)
+    before = work.kill(signal.SIGSTOP)
+    with pytest.raises(PluginCrashed, match="does not answer and was killed"):
+        call.result(PATIENCE)
+    work.story.wait_for("running")
+    assert work.worker.pid() != before
+
+
+def test_without_health_checks_nobody_asks(employ: Employ) -> None:
+    work = employ("health_interval = 0")
+    assert not [thread for thread in threading.enumerate() if thread.name == "hybridload supervisor"]
+    assert work.worker.double(2) == 4
+
+
+def test_a_plugin_whose_connection_breaks_is_replaced_though_it_lives(employ: Employ) -> None:
+    work = employ()
+    before = work.worker.pid()
+    with pytest.raises(PluginCrashed, match="broke its connection"):
+        work.worker.close_sockets()
+    work.story.wait_for("running")
+    assert work.worker.pid() != before
+
+
+def test_each_transition_is_told_logged_and_shown(employ: Employ, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hybridload.events")
+    work = employ("max_restarts = 5", "backoff = 0.4")
+    shown: list[str] = []
+    work.loader.on_event(lambda event: shown.append(work.loader.status("worker").state))
+    for times in (1, 2):
+        work.kill()
+        work.story.wait_for("running", times)
+    assert work.story.told() == [
+        *("crashed", "starting", "running"),
+        *("crashed", "backing off", "starting", "running"),
+    ]
+    logged = [record.getMessage() for record in caplog.records if record.name == "hybridload.events"]
+    assert logged[-7:] == [f"plugin worker: {event.message}" for event in work.story.events]
+    assert "restart 2 of 5" in work.story.named("starting")[1].message
+    delay = work.story.named("backing off")[0].delay
+    assert delay is not None
+    assert 0.2 <= delay <= 0.4
+    assert shown[-1] == "running"
+    assert set(shown) <= {"starting", "backing off", "running", "crashed"}
+
+
+def test_a_listener_may_use_the_loader_fail_or_leave(employ: Employ, caplog: pytest.LogCaptureFixture) -> None:
+    work = employ("max_restarts = 0", "retry_after = 600")
+    seen: list[str] = []
+    leave = work.loader.on_event(lambda event: seen.append(event.what))
+
+    def reacts(event: PluginEvent) -> None:
+        if event.what == "failed":
+            leave()
+            work.loader.switch("worker", "in-process")
+        raise RuntimeError("listener")
+
+    work.loader.on_event(reacts)
+    work.kill()
+    work.story.wait_for("running")
+    assert work.worker.pid() == os.getpid()
+    assert "failed" in seen
+    assert "running" not in seen
+    assert "a listener failed at the event 'crashed'" in caplog.text
+
+
+def test_closing_while_it_backs_off_refuses_who_waits(employ: Employ) -> None:
+    work = employ("backoff = 60.0", "backoff_max = 60.0")
+    work.kill()
+    work.story.wait_for("running")
+    work.kill()
+    work.story.wait_for("backing off")
+    waiting = in_thread(work.worker.double, 1)
+    work.loader.close()
+    with pytest.raises(PluginClosed):
+        waiting.result(PATIENCE)
+    assert work.status().state == "closed"
+
+
+def test_on_an_event_loop_the_wait_blocks_nothing_else(employ: Employ) -> None:
+    work = employ()
+
+    async def main() -> None:
+        call, _ = work.in_the_middle(work.worker.wait_for)
+        work.kill()
+        with pytest.raises(PluginCrashed):
+            await asyncio.wrap_future(call)
+        calls = [asyncio.ensure_future(work.worker.async_double(number)) for number in range(8)]
+        turns = 0
+        while not all(each.done() for each in calls):
+            turns += 1
+            await asyncio.sleep(0.001)
+        assert [each.result() for each in calls] == [2 * number for number in range(8)]
+        assert turns > 5
+        assert [item async for item in work.worker.async_count(3)] == [0, 1, 2]
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_a_stream_that_begins_meanwhile_waits_as_well(employ: Employ) -> None:
+    work = employ()
+
+    async def main() -> None:
+        call, _ = work.in_the_middle(work.worker.wait_for)
+        work.kill()
+        with pytest.raises(PluginCrashed):
+            await asyncio.wrap_future(call)
+        assert [item async for item in work.worker.async_count(3)] == [0, 1, 2]
+        assert list(work.worker.count(3)) == [0, 1, 2]
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_one_that_gives_up_waiting_takes_nobody_along(employ: Employ) -> None:
+    work = employ()
+
+    async def main() -> None:
+        call, _ = work.in_the_middle(work.worker.wait_for)
+        work.kill()
+        with pytest.raises(PluginCrashed):
+            await asyncio.wrap_future(call)
+        first, second = (asyncio.ensure_future(work.worker.async_double(number)) for number in (1, 2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second == 4
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+
+def test_crash_after_crash_under_calls_from_many_threads(employ: Employ) -> None:
+    """Every call is answered rightly or says that the plugin crashed, and the plugin is there in the end."""
+    work = employ("max_restarts = 1000", "backoff = 0.01", "backoff_max = 0.05")
+    stop = threading.Event()
+
+    def run(first: int) -> tuple[int, int]:
+        right = crashed = 0
+        for number in itertools.count(first):
+            if stop.is_set():
+                return right, crashed
+            try:
+                assert work.worker.double(number) == 2 * number
+                right += 1
+            except PluginCrashed:
+                crashed += 1
+        raise AssertionError
+
+    runs = [in_thread(run, 1_000_000 * each) for each in range(8)]
+    for times in range(1, 6):
+        work.kill()
+        work.story.wait_for("running", times)
+    stop.set()
+    counts = [each.result(PATIENCE) for each in runs]
+    assert all(right for right, _ in counts)
+    assert work.worker.double(1) == 2
+    assert work.status().restarts == 5
