@@ -38,6 +38,10 @@ def serve_plugin(
     outlive_host: Annotated[
         bool, typer.Option("--outlive-host", help="Stay when the host dies, to be reattached.")
     ] = False,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option("--protocol", help="grpc or netrpc; may be repeated, the first that will do is taken."),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Serve an installed entry point to the go-plugin host that starts this command.
@@ -59,6 +63,7 @@ def serve_plugin(
         kind=kind or found.kind,
         options=dict(found.options) if options is None else read_options(options),
         outlive_host=outlive_host,
+        protocols=protocol or found.protocols or ("grpc", "netrpc"),
     )
 
 

@@ -20,6 +20,7 @@ import msgspec
 
 from hybridload.contract import Method, Parameter
 from hybridload.contract.hints import (
+    Anything,
     Enumeration,
     Maybe,
     MessageClass,
@@ -141,6 +142,8 @@ def _value(shape: Shape, value: Any, where: str) -> Any:
             return _member(members, value, where)
         case MessageClass(python=message):
             return _message(message, _expect(dict, value, where, "an object"), where)
+        case Anything():
+            return value
         case Reference():
             raise _Unfit(
                 f"{where} is a {describe_shape(shape)}, an object that the plugin calls back: JSON cannot give one"

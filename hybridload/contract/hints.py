@@ -117,6 +117,13 @@ class MessageClass:
 
 
 @dataclass(frozen=True, slots=True)
+class Anything:
+    """``object`` or `Any`: a value that says itself what it is. Only net/rpc carries such."""
+
+    python: type = object
+
+
+@dataclass(frozen=True, slots=True)
 class RecordField:
     """:param annotation: the resolved hint with its `Annotated`, for protocols that look for marks of their own."""
 
@@ -135,7 +142,7 @@ class Record:
     fields: tuple[RecordField, ...] = field(default=(), repr=False)
 
 
-Shape = Plain | Enumeration | Repeated | Table | Maybe | Reference | MessageClass | Record
+Shape = Plain | Enumeration | Repeated | Table | Maybe | Reference | MessageClass | Anything | Record
 
 _PLAIN = (str, int, float, bool, bytes, datetime.datetime, datetime.timedelta)
 _REPEATED: dict[Any, tuple[type, Callable[[list[Any]], Any]]] = {
@@ -162,9 +169,10 @@ _STREAMS = {
     collections.abc.AsyncGenerator: True,
 }
 _AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
+_SAY_WHAT = "say what it is; only typed values travel (but over net/rpc: Contract(..., netrpc=NetRPC()) allows it)"
 _ADVICE: dict[Any, str] = {
-    object: "say what it is; only typed values travel",
-    Any: "say what it is; only typed values travel",
+    object: _SAY_WHAT,
+    Any: _SAY_WHAT,
     type(None): "only a result can be None alone; write `T | None`",
     list: "say what is in it, e.g. list[str]",
     tuple: "say what is in it, e.g. tuple[str, ...]",
@@ -310,14 +318,21 @@ class HintReader:
     :param names: names beyond their module's that hints may use (those of the function that defines the interface).
     :param contract_of: gives the contract of another interface.
     :param messages: whether generated protobuf classes are accepted.
+    :param anything: whether `object` and `Any` are.
     """
 
     def __init__(
-        self, names: Mapping[str, Any], contract_of: Callable[[type], Contract[Any]], *, messages: bool
+        self,
+        names: Mapping[str, Any],
+        contract_of: Callable[[type], Contract[Any]],
+        *,
+        messages: bool,
+        anything: bool = False,
     ) -> None:
         self._names = dict(names)
         self._contract_of = contract_of
         self._messages = messages
+        self._anything = anything
         self._records: dict[type, Record] = {}
 
     def hints_of(self, owner: Any, more_names: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -345,6 +360,8 @@ class HintReader:
         for extra in extras:
             if is_contract(extra):
                 return Reference(extra)
+        if self._anything and (bare is object or bare is Any):
+            return Anything()
         if bare in _PLAIN if isinstance(bare, type) else False:
             return Plain(bare)
         arguments = typing.get_args(bare)
@@ -547,10 +564,22 @@ def has_reference(shape: Shape | None) -> bool:
 
     :param shape: any shape; `None` for no value.
     """
+    return _holds(shape, Reference)
+
+
+def has_anything(shape: Shape | None) -> bool:
+    """Whether a value of a shape can hold what only net/rpc carries.
+
+    :param shape: any shape; `None` for no value.
+    """
+    return _holds(shape, Anything)
+
+
+def _holds(shape: Shape | None, wanted: type) -> bool:
     pending, seen = [shape], set[int]()
     while pending:
         match pending.pop():
-            case Reference():
+            case found if isinstance(found, wanted):
                 return True
             case Repeated(item=item) | Maybe(item=item) | Table(value=item):
                 pending.append(item)

@@ -15,6 +15,7 @@ Rules:
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import inspect
 import os
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from hybridload.contract import hints
 from hybridload.contract import interface as reading
-from hybridload.contract.hints import HintReader, Misfit, Shape, has_reference
+from hybridload.contract.hints import HintReader, Misfit, Shape, has_anything, has_reference
 from hybridload.contract.netrpc import NetRPC
 from hybridload.errors import ContractError
 
@@ -210,12 +211,25 @@ class Service:
             for method in self.methods
         )
 
+    def netrpc_alone(self) -> str | None:
+        """Why the contract can travel over nothing but net/rpc; `None` when it can."""
+        held = [
+            f"\n  {method.name}() at {method.location}: object travels over net/rpc alone; say what it is"
+            for method in self.methods
+            if has_anything(method.result_shape) or any(has_anything(each.shape) for each in method.parameters)
+        ]
+        return f"The interface {self.interface.__qualname__} cannot travel over gRPC:{''.join(held)}" if held else None
+
     def wire(self) -> Wire:
         """The contract as protobuf descriptors and the encoders made for them. Built once; loads protobuf.
 
-        :raises ContractError: when the hints do not fit into descriptors (names that protobuf cannot have).
+        :raises ContractError: when the hints do not fit into descriptors (names that protobuf cannot have, types that
+            only net/rpc carries).
         """
         if self._wire is None:
+            refused = self.netrpc_alone()
+            if refused is not None:
+                raise ContractError(refused)
             from hybridload.contract.derive import derived_wire
 
             built = derived_wire(self)
@@ -292,7 +306,8 @@ class _Draft:
         self.mentioned: list[Contract[Any]] = []
         self.problems: list[str] = []
         self.names = {**contract._names, **reading.names_around(interface), interface.__name__: interface}
-        self.reader = HintReader(self.names, self._contract_of, messages=contract.given)
+        anything = contract.netrpc is not None and not contract.given
+        self.reader = HintReader(self.names, self._contract_of, messages=contract.given, anything=anything)
         self.given: Given | None = None
         if contract.given:
             from hybridload.contract.descriptors import given_service
@@ -330,7 +345,7 @@ class _Draft:
             if service is None:
                 package = self.full_name.rpartition(".")[0]
                 service = f"{package}.{interface.__name__}Service".lstrip(".")
-            contract = Contract(interface, service, errors=self.contract.errors)
+            contract = Contract(interface, service, errors=self.contract.errors, netrpc=_inherited(self.contract))
             contract._names = {**self.names, **contract._names}
             self.contracts[interface] = contract
         self.mentioned.append(contract)
@@ -466,6 +481,11 @@ class _Draft:
                     f"{method.name}() at {method.location}: it is {method.wire_name} in the service, "
                     f"and so is {other.name}(); rename one"
                 )
+
+
+def _inherited(contract: Contract[Any]) -> NetRPC | None:
+    """What an interface that is mentioned takes over from the one that mentions it: all that is not about methods."""
+    return None if contract.netrpc is None else dataclasses.replace(contract.netrpc, methods={})
 
 
 def camel_case(name: str) -> str:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.launch_spec import KINDS, LaunchSpec, PluginSetReference, kinds_contract
 from hybridload.goplugin.serve import HostSide, check_cookie, serve_to
 from hybridload.goplugin.serve_logs import InstalledLogging
-from hybridload.goplugin.serving import Served
+from hybridload.goplugin.serving import PROTOCOLS, Served, ServeOptions
 from hybridload.implementation import build_object, check_implementation, close_implementation
 from hybridload.references import resolve_reference
 
@@ -41,7 +41,8 @@ def main() -> None:
         except ConfigError as error:
             # The host could name them: it is this interpreter that lacks something, and another isolation may not.
             raise PluginError(str(error), plugin=spec.plugin) from error
-        serve_to(host, implemented(found, contracts, spec.options, kind=spec.kind, plugin=spec.plugin), logging=False)
+        served = implemented(found, contracts, spec.options, kind=spec.kind, plugin=spec.plugin)
+        serve_to(host, served, logging=False, options=ServeOptions(protocols=spec.protocols))
 
 
 def serve_entry_point(
@@ -53,6 +54,7 @@ def serve_entry_point(
     kind: str | None = None,
     options: Mapping[str, Any] | None = None,
     outlive_host: bool = False,
+    protocols: Sequence[str] = PROTOCOLS,
 ) -> None:
     """Serve an entry point to the go-plugin host that started this program. Returns when the host ends it.
 
@@ -63,6 +65,7 @@ def serve_entry_point(
     :param kind: a kind that the entry point has to implement; any by default.
     :param options: keyword arguments of the class or factory.
     :param outlive_host: as in `serve`.
+    :param protocols: as in `serve`.
     :raises SystemExit: with status 1, when no go-plugin host has started this program.
     :raises ConfigError: something that is named does not exist or is not what it should be.
     :raises ContractError: the entry point does not implement it in any version.
@@ -74,7 +77,8 @@ def serve_entry_point(
         with _logged():
             contracts = PluginSetReference(plugins).resolve(shake)
             found = _installed(group, name, name)
-            serve_to(host, implemented(found, contracts, options or {}, kind=kind, plugin=name), logging=False)
+            served = implemented(found, contracts, options or {}, kind=kind, plugin=name)
+            serve_to(host, served, logging=False, options=ServeOptions(protocols=tuple(protocols)))
 
 
 def implemented(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hybridload.contract import Contract
+from hybridload.contract import Contract, NetRPC, NetRPCMethod
 from hybridload.errors import ConfigError
 from hybridload.handshake import Handshake
 from hybridload.references import resolve_reference
@@ -68,12 +68,14 @@ class ContractReference:
     :param service: the service's full name; `None` for the default.
     :param descriptor_set: a serialized `FileDescriptorSet`; `None` when the messages are derived from the hints.
     :param errors: each as ``module:qualname``.
+    :param netrpc: how it travels over net/rpc, as `_netrpc_parts` has it; `None` for the defaults.
     """
 
     interface: str
     service: str | None = None
     descriptor_set: bytes | None = None
     errors: tuple[str, ...] = ()
+    netrpc: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, contract: Contract[Any], *, plugin: str) -> ContractReference:
@@ -89,6 +91,7 @@ class ContractReference:
             service=contract.service if named else contract.complete().full_name,  # type: ignore[arg-type]
             descriptor_set=contract.complete().wire().file_descriptor_set() if given else None,
             errors=tuple(_class_reference(error, "exception class", plugin) for error in contract.errors),
+            netrpc=None if contract.netrpc is None else _netrpc_parts(contract.netrpc, plugin),
         )
 
     def resolve(self) -> Contract[Any]:
@@ -101,6 +104,7 @@ class ContractReference:
             self.service,
             descriptor_set=self.descriptor_set,
             errors=[resolve_reference(error, "an exception class of the contract") for error in self.errors],
+            netrpc=None if self.netrpc is None else _netrpc_of(self.netrpc),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +115,7 @@ class ContractReference:
             "service": self.service,
             "descriptor_set": descriptors,
             "errors": list(self.errors),
+            "netrpc": self.netrpc,
         }
 
     @classmethod
@@ -122,6 +127,7 @@ class ContractReference:
             read["service"],
             None if descriptors is None else base64.b64decode(descriptors),
             tuple(read["errors"]),
+            read["netrpc"],
         )
 
 
@@ -193,6 +199,7 @@ class LaunchSpec:
     :param plugins: the contracts.
     :param path: the host's import path.
     :param outlive_host: as in `serve`.
+    :param protocols: as in `serve`.
     """
 
     plugin: str
@@ -205,6 +212,7 @@ class LaunchSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     path: Sequence[str] = ()
     outlive_host: bool = False
+    protocols: tuple[str, ...] = ("grpc", "netrpc")
 
     def command(self, python: str | None = None) -> list[str]:
         """The program that serves it, with its arguments.
@@ -276,6 +284,7 @@ class LaunchSpec:
                 "options": json.loads(options),
                 "path": list(self.path),
                 "outlive_host": self.outlive_host,
+                "protocols": list(self.protocols),
             }
         )
 
@@ -297,6 +306,7 @@ class LaunchSpec:
             options=_untagged(read["options"]),
             path=tuple(read["path"]),
             outlive_host=read["outlive_host"],
+            protocols=tuple(read["protocols"]),
         )
 
 
@@ -305,6 +315,36 @@ def import_path() -> tuple[str, ...]:
     entries = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
     # One that holds the separator cannot be told apart from two.
     return tuple(dict.fromkeys(entry for entry in entries if os.pathsep not in entry))
+
+
+def _netrpc_parts(netrpc: NetRPC, plugin: str) -> dict[str, Any]:
+    """A declaration as JSON can hold it.
+
+    :raises ConfigError: it describes Go types, which only the process that made them has.
+    """
+    described = [name for name, each in netrpc.methods.items() if each.argument is not None or each.reply is not None]
+    described += [name for name, kind in netrpc.registered.items() if not isinstance(kind, type)]
+    if described:
+        raise ConfigError(
+            f"Plugin {plugin!r}: its contract describes Go types (NetRPC, {described[0]!r}), which cannot be sent to a "
+            'process of its own. Give the plugin set by name, plugins = "module:NAME", so that it can be imported.',
+            plugin=plugin,
+        )
+    return {
+        "arguments": netrpc.arguments,
+        "methods": {name: [each.name, each.arguments] for name, each in netrpc.methods.items()},
+        "registered": {
+            name: _class_reference(kind, "registered class", plugin) for name, kind in netrpc.registered.items()
+        },
+    }
+
+
+def _netrpc_of(parts: Mapping[str, Any]) -> NetRPC:
+    return NetRPC(
+        parts["arguments"],
+        {name: NetRPCMethod(*each) for name, each in parts["methods"].items()},
+        {name: resolve_reference(kind, "a registered class") for name, kind in parts["registered"].items()},
+    )
 
 
 def _class_reference(found: type, what: str, plugin: str) -> str:

@@ -165,9 +165,13 @@ def _refusals(kinds: Mapping[str, Served], protocol: str) -> Iterator[str]:
         if not isinstance(served.plugin, Contract):
             if not isinstance(served.plugin, half):
                 yield f"{kind!r} is a hand-written plugin without {protocol}_client and {protocol}_server"
-        elif protocol == "netrpc":
-            from hybridload.goplugin.netrpc.conventions import untravelling
+        elif refused := _refused(served.plugin, protocol):
+            yield f"{kind!r}: {refused}"
 
-            refused = untravelling(served.plugin)
-            if refused is not None:
-                yield f"{kind!r}: {refused}"
+
+def _refused(contract: Contract[Any], protocol: str) -> str | None:
+    if protocol == "grpc":
+        return contract.complete().netrpc_alone()
+    from hybridload.goplugin.netrpc.conventions import untravelling
+
+    return untravelling(contract)

@@ -24,6 +24,7 @@ from hybridload.goplugin.launch_spec import (
     import_path,
     kinds_contract,
 )
+from hybridload.goplugin.serving import PROTOCOLS
 from hybridload.isolation.external import ProcessPlugin, start_client
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Subprocess:
             lookup=python.lookup,
             options=settings.options,
             path=import_path(),
+            protocols=settings.protocols or PROTOCOLS,
         )
         command = External(spec.command(interpreter), env=settings.env, cwd=settings.cwd)
         told = {version: {**kinds, KINDS: kinds_contract()} for version, kinds in request.plugins.items()}

@@ -22,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract.hints import (
+    Anything,
     Enumeration,
     Maybe,
     MessageClass,
@@ -252,6 +253,8 @@ class Conventions:
                 return self._reference(contract)
             case Record():
                 return self._struct(shape)
+            case Anything():
+                return Interface()
             case MessageClass(python=python):
                 raise Untravelling(f"{python.__qualname__} is a protobuf message, and net/rpc carries Go values")
 
