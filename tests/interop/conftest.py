@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import pytest
 
 from hybridload import Contract, Handshake, PluginSet
+from hybridload.contract import NetRPC
 from hybridload.goplugin import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -173,6 +174,24 @@ class Torture(Protocol):
     def offer(self, count: int) -> list[int]: ...
 
 
+class TortureCalls(Protocol):
+    """What of it net/rpc can carry."""
+
+    def echo(self, data: bytes) -> bytes: ...
+    def write(self, target: int = 0, size: int = 0, line_length: int = 0, text: bytes = b"") -> int: ...
+    def log(self, format: int = 0, lines: int = 0, level: str = "", padding: int = 0) -> None: ...
+    def sleep(self, seconds: float) -> None: ...
+    def hang(self) -> None: ...
+    def freeze(self) -> None: ...
+    def exit(self, code: int = 0, after_answer: bool = False, signal: int = 0) -> None: ...
+    def panic(self, message: str) -> None: ...
+    def fail(self, code: int, message: str, details: bytes = b"") -> None: ...
+    def process(self) -> ProcessInfo: ...
+    def spawn(self, seconds: float, keep_pipes: bool = False) -> int: ...
+    def call_back(self, service_id: int, times: int) -> list[str]: ...
+    def offer(self, count: int) -> list[int]: ...
+
+
 class Greeter(Protocol):
     def greet(self) -> str: ...
 
@@ -182,6 +201,7 @@ class GoPlugins:
     """The plugin set of `tests/go/greeter`, and the constants of its `Write` and `Log`."""
 
     plugins: PluginSet
+    over_netrpc: PluginSet
     handshake: Handshake = field(default_factory=lambda: Handshake("BASIC_PLUGIN", "hello"))
     os_stdout: int = 0
     os_stderr: int = 1
@@ -195,7 +215,9 @@ class GoPlugins:
 @pytest.fixture(scope="session")
 def go_plugins() -> GoPlugins:
     torture = Contract(Torture, service="torture.Torture", proto=ROOT / "tests/go/protocol/torture.proto")
-    return GoPlugins({"greeter": Contract(Greeter, service="proto.GreeterService"), "torture": torture})
+    calls = Contract(TortureCalls, netrpc=NetRPC(arguments="struct"))
+    greeter = Contract(Greeter, service="proto.GreeterService")
+    return GoPlugins({"greeter": greeter, "torture": torture}, {"greeter": greeter, "torture": calls})
 
 
 # A Python host
@@ -213,14 +235,22 @@ NewClient = Callable[..., Client]
 
 @pytest.fixture
 def new_client(go_build: Callable[[str], Path], go_plugins: GoPlugins, engine: str) -> Iterator[NewClient]:
-    """Makes clients, of `tests/go/greeter` unless a command is given, which are killed when the test is over."""
+    """Makes clients, of `tests/go/greeter` unless a command is given, which are killed when the test is over.
+
+    A module whose tests hold for both protocols has ``engine`` give "netrpc" as well.
+    """
+    netrpc = engine == "netrpc"
     with ExitStack() as stack:
 
         def new(*command: str | Path, **options: Any) -> Client:
-            client = Client(
-                command or [go_build("tests/go/greeter")],
-                **{"plugins": go_plugins.plugins, "handshake": go_plugins.handshake, "engine": engine, **options},
-            )
+            defaults = {
+                "plugins": go_plugins.over_netrpc if netrpc else go_plugins.plugins,
+                "handshake": go_plugins.handshake,
+                "engine": None if netrpc else engine,
+            }
+            if netrpc:
+                options["env"] = {"TORTURE_PROTOCOL": "netrpc", **options.get("env", {})}
+            client = Client(command or [go_build("tests/go/greeter")], **{**defaults, **options})
             stack.callback(client.kill)
             return client
 

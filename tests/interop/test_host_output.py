@@ -25,6 +25,13 @@ SIZES = [64 * 1024, 10 * 1024 * 1024]
 CHANNELS = ["stdout", "stderr"]
 
 
+@pytest.fixture(params=["direct", "grpcio", "netrpc"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What carries the calls: all this holds for both protocols."""
+    found: str = request.param
+    return found
+
+
 class Records(logging.Handler):
     """Keeps what plugins log."""
 
@@ -423,6 +430,7 @@ def test_a_sink_that_blocks_for_ever_does_not_keep_a_plugin_from_being_killed(
 ) -> None:
     monkeypatch.setattr(process, "_PATIENCE", 0.2)
     monkeypatch.setattr("hybridload.goplugin.grpc.stdio_client._PATIENCE", 0.2)
+    monkeypatch.setattr("hybridload.goplugin.netrpc.stdio._PATIENCE", 0.2)
     file = Blocking()
     client = new_client(sync_stdout=file)
     torture = client.dispense("torture")

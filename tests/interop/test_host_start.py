@@ -20,6 +20,13 @@ from hybridload.goplugin import Client
 NewClient = Callable[..., Client]
 
 
+@pytest.fixture(params=["direct", "grpcio", "netrpc"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """What carries the calls: all this holds for both protocols."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
 def greets(new_client: NewClient) -> Callable[..., str]:
     """What a plugin's greeter says, after a start of its own."""
@@ -106,6 +113,7 @@ def test_the_highest_version_that_both_know_is_spoken(
     assert client.dispense("greeter").greet() == f"Hello from Go, version {agreed}!"
 
 
+@pytest.mark.parametrize("engine", ["direct", "grpcio"])  # over net/rpc the plugin has to know the kind as well
 def test_kinds_are_those_of_the_version_that_is_spoken(new_client: NewClient, go_plugins: Any) -> None:
     client = new_client(
         plugins={1: {"old": go_plugins.plugins["greeter"]}, 2: {"greeter": go_plugins.plugins["greeter"]}},
@@ -139,6 +147,7 @@ def test_the_environment_is_inherited_and_added_to(new_client: NewClient, monkey
     assert (got["PLUGIN_MIN_PORT"], got["PLUGIN_MAX_PORT"]) == ("10000", "25000")
 
 
+@pytest.mark.parametrize("engine", ["direct", "grpcio"])  # the plugin is told to speak net/rpc by its environment
 def test_nothing_is_inherited_when_that_is_asked_for(new_client: NewClient) -> None:
     got = environment(new_client(inherit_env=False, env={"ADDED": "1"}))
     ours = {name for name in got if not name.startswith("PLUGIN_")}
@@ -220,14 +229,14 @@ def test_sockets_are_in_a_private_folder_that_goes_with_the_plugin(new_client: N
 # One client
 
 
-def test_a_client_says_what_it_came_to_terms_on(new_client: NewClient) -> None:
+def test_a_client_says_what_it_came_to_terms_on(new_client: NewClient, engine: str) -> None:
     client = new_client()
     for missing in ("protocol", "app_version"):
         with pytest.raises(PluginClosed, match="has not been started"):
             getattr(client, missing)
     assert client.pid is None
     client.start()
-    assert (client.protocol, client.app_version) == ("grpc", 1)
+    assert (client.protocol, client.app_version) == ("netrpc" if engine == "netrpc" else "grpc", 1)
     assert client.dispense("torture").process().pid == client.pid
 
 

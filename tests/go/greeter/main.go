@@ -1,4 +1,4 @@
-// A go-plugin plugin over gRPC for the tests of Python hosts. It serves three kinds: "greeter", as every tutorial
+// A go-plugin plugin over gRPC or net/rpc for the tests of Python hosts. It serves three kinds: "greeter", as every tutorial
 // has it, "kv", and "torture" (../protocol/torture.proto), whose calls make it as difficult a neighbour as a test asks
 // for.
 //
@@ -64,6 +64,9 @@ func versions() map[int]plugin.PluginSet {
 func plugins(greeting string) plugin.PluginSet {
 	if chosen, found := os.LookupEnv("GREETING"); found {
 		greeting = chosen
+	}
+	if os.Getenv("TORTURE_PROTOCOL") == "netrpc" {
+		return netrpcPlugins(greeting)
 	}
 	return plugin.PluginSet{
 		"greeter": &kinds.GRPCGreeter{Greeting: greeting},

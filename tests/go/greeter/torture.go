@@ -30,7 +30,14 @@ type torturePlugin struct {
 }
 
 func (p *torturePlugin) GRPCServer(broker *plugin.GRPCBroker, server *grpc.Server) error {
-	service := &torture{broker: broker, log: hclog.New(&hclog.LoggerOptions{
+	service := newTorture()
+	service.broker = broker
+	torturepb.RegisterTortureServer(server, service)
+	return nil
+}
+
+func newTorture() *torture {
+	service := &torture{log: hclog.New(&hclog.LoggerOptions{
 		Name: "torture", Level: hclog.Trace, Output: rawStderr, JSONFormat: true,
 	})}
 	interrupts := make(chan os.Signal, 16)
@@ -40,8 +47,7 @@ func (p *torturePlugin) GRPCServer(broker *plugin.GRPCBroker, server *grpc.Serve
 			service.interrupts.Add(1)
 		}
 	}()
-	torturepb.RegisterTortureServer(server, service)
-	return nil
+	return service
 }
 
 func (p *torturePlugin) GRPCClient(context.Context, *plugin.GRPCBroker, *grpc.ClientConn) (any, error) {
