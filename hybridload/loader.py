@@ -121,6 +121,8 @@ class Loader:
         """
         chain = None if isolation is None else isolation_chain(isolation, f"Plugin {name!r}, isolation")
         plugin = self._plugin(name)
+        if plugin.resolution.attached is not None:
+            chain = None  # It runs already; where it would run otherwise is of no account.
         kind = self._kind(plugin.resolution, interface)
         try:
             return plugin.load(kind, chain)
@@ -163,7 +165,12 @@ class Loader:
         :raises PluginError: as `load`; also when the name is not loaded yet.
         """
         chain = isolation_chain(isolation, f"Plugin {name!r}, isolation")
-        self._in_use(name).switch(chain)
+        plugin = self._in_use(name)
+        if plugin.resolution.attached is not None:
+            raise ConfigError(
+                f"Plugin {name!r} is {plugin.resolution.origin}, and stays there: unset that to switch it.", plugin=name
+            )
+        plugin.switch(chain)
 
     def reload(self, name: str) -> None:
         """Have a new process, or a new object, take the plugin's place in the isolation that it is in.

@@ -86,6 +86,20 @@ def wait_without_reaping(pid: int) -> None:
             pass
 
 
+def reopened_pipe(descriptor: int) -> int:
+    """The reading end of a pipe once more, so that it blocks whether or not the given descriptor does.
+
+    Where a pipe cannot be opened anew, a duplicate, which shares that with the given one. The caller closes it.
+    """
+    try:
+        # Without O_NONBLOCK this would wait for a writer, which may have ended.
+        fresh = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return os.dup(descriptor)
+    os.set_blocking(fresh, True)
+    return fresh
+
+
 @contextmanager
 def verified_copy(content: bytes, name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Bytes as a program that nobody can change any more: its path, and the descriptors that a child must inherit.

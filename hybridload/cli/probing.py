@@ -40,6 +40,9 @@ def probe_plugin(
     proto: Annotated[
         Path | None, typer.Option("--proto", help="A .proto file, where there is no server reflection.")
     ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="Over net/rpc: see whether it dispenses this. May be repeated.")
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for the start, and for a call.")] = 30.0,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -63,6 +66,7 @@ def probe_plugin(
         app_version=app_version,
         auto_mtls=not no_mtls,
         proto=proto,
+        kinds=kind or (),
         start_timeout=timeout,
         logger=logger,
     )
@@ -117,7 +121,10 @@ def _rows(report: ProbeReport) -> Iterator[tuple[str, str]]:
     if report.certificate is not None:
         yield "certificate", report.certificate
     if report.protocol != "grpc":
-        yield "services", "not to be known: net/rpc has nothing that lists them"
+        yield "health", report.health or "unknown"
+        yield "services", "unknown: net/rpc has nothing that lists them; ask for a kind with --kind NAME"
+        for kind, offered in (report.kinds or {}).items():
+            yield f"kind {kind}", "yes" if offered else "no"
         return
     yield "multiplexing", {True: "yes", False: "no", None: "not known to it"}[report.multiplex]
     yield "health", report.health or "unknown"

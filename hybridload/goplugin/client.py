@@ -35,6 +35,7 @@ from hybridload.errors import (
 from hybridload.external import External
 from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import Lifeline
+from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.line import MAX_LINE, HandshakeLine
 from hybridload.goplugin.logs import MAX_LINE as MAX_LOG_LINE
 from hybridload.goplugin.logs import LogEntry, LogReader, PluginLog
@@ -199,6 +200,7 @@ class Client:
         self._when_gone: list[Callable[[], None]] = []
         self._line: HandshakeLine | None = None
         self._printed: bytes | None = None
+        self._lifetime = Lifetime()
         self._announced: HandshakeLine | None = None
         # In a forked child this is somebody else's plugin.
         self._owner = os.getpid()
@@ -374,6 +376,17 @@ class Client:
         """
         lacks: bool = self._connected().lacks_stdio()
         return lacks
+
+    def offers(self, kind: str) -> bool | None:
+        """Whether the plugin can dispense a kind, be it in the plugin set or not; `None` where only a call would tell,
+        which is so over gRPC.
+
+        :raises PluginClosed: it does not run.
+        """
+        if self.protocol == "grpc":
+            return None
+        has: bool = self._connected().offers(kind)
+        return has
 
     @property
     def printed_line(self) -> str | None:
@@ -615,9 +628,12 @@ class Client:
         """
         assert self._process is not None
         ended = self._process.wait(parting)
+        # Before it is closed: what it ran in may be gone then.
+        diagnosis = self._runner.diagnose()
         self._process.close()
+        message = self._with_last_words(f"Plugin {self.name!r} {what.rstrip('.')}")
         return kind(
-            self._with_last_words(f"Plugin {self.name!r} {what.rstrip('.')}"),
+            f"{message}\n{diagnosis}" if diagnosis else message,
             plugin=self.name,
             returncode=self._process.returncode if ended else None,
             stderr=self.stderr,
@@ -650,6 +666,7 @@ class Client:
             engine_named(self._engine),
             self._versions[line.app_version],
             options=self._channel_options,
+            lifetime=self._lifetime,
             **common,
         )
 
@@ -734,6 +751,7 @@ class Client:
             self._last_words.add(entry.message)
             self._log.emit(entry)
         self._first_line.finish()
+        self._lifetime.end()
         # Before that, whoever starts it is told.
         if self._connection is not None and not self._closing.is_set():
             self._log.emit(LogEntry(logging.WARNING, f"plugin {self.name} ended {describe_exit(returncode)}"))

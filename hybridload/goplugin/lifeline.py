@@ -196,7 +196,13 @@ if hasattr(os, "register_at_fork"):
 
 
 # What it reads from is a copy of the plugin's pipes on its own 1 and 2, because a shell can redirect no higher number.
-_KEEPER = "read -r _; cat <&1 >/dev/null 2>/dev/null & cat <&2 >/dev/null 2>/dev/null; wait"
+# `cat` fails where it shares the host's pipes, which do not block, and succeeds at their end.
+_KEEPER = r"""
+read -r _
+until cat <&1 >/dev/null 2>/dev/null; do sleep 0.2; done &
+until cat <&2 >/dev/null 2>/dev/null; do sleep 0.2; done
+wait
+"""
 
 
 def start_keeper(stdout: int, stderr: int) -> subprocess.Popen[bytes]:
@@ -210,16 +216,23 @@ def start_keeper(stdout: int, stderr: int) -> subprocess.Popen[bytes]:
 
     from hybridload import platforms
 
-    return subprocess.Popen(
-        ["/bin/sh", "-c", _KEEPER],
-        stdin=subprocess.PIPE,
-        stdout=stdout,
-        stderr=stderr,
-        cwd="/",
-        bufsize=0,
-        env={"PATH": os.defpath},
-        **platforms.own_session(),
-    )
+    ours: list[int] = []
+    try:
+        for pipe in (stdout, stderr):
+            ours.append(platforms.reopened_pipe(pipe))
+        return subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER],
+            stdin=subprocess.PIPE,
+            stdout=ours[0],
+            stderr=ours[1],
+            cwd="/",
+            bufsize=0,
+            env={"PATH": os.defpath},
+            **platforms.own_session(),
+        )
+    finally:
+        for descriptor in ours:
+            os.close(descriptor)
 
 
 def end_keeper(keeper: subprocess.Popen[bytes]) -> None:

@@ -20,6 +20,8 @@ from hybridload.handshake import Handshake
 class GRPCPlugin(Protocol):
     """A hand-written plugin over gRPC, as in go-plugin: both halves in one object.
 
+    What Go hands to `GRPCClient` as a context is `broker.lifetime`, which ends with the plugin.
+
     `channel` and `server` are what `*_pb2_grpc.py` expects of `grpc.Channel` and `grpc.Server`; `broker` opens further
     connections in either direction.
     """

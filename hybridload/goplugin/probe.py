@@ -20,14 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from hybridload.errors import (
-    ConfigError,
-    HandshakeError,
-    PluginCrashed,
-    PluginError,
-    RemoteError,
-    VersionMismatch,
-)
+from hybridload.errors import ConfigError, HandshakeError, PluginCrashed, PluginError, RemoteError
 from hybridload.goplugin.client import Client
 from hybridload.goplugin.host_environment import MULTIPLEX
 from hybridload.goplugin.line import CORE_VERSION, HandshakeLine
@@ -84,10 +77,12 @@ class ProbeReport:
     :param tls_refusal: why it was refused, in words.
     :param certificate: what is known of the plugin's certificate, in words.
     :param multiplex: whether it can have all connections share one socket; `None` when it does not know of that.
-    :param health: ``"SERVING"`` or another status of gRPC's health service; ``"none"`` when it has no such service.
+    :param health: ``"SERVING"`` or another status of gRPC's health service; ``"none"`` when it has no such service;
+        over net/rpc ``"answers"``, to a ping.
     :param reflection: the versions of server reflection that it knows.
     :param services: as reflection or a .proto file tells.
     :param messages: what these services' methods take and give: message -> field -> type.
+    :param kinds: over net/rpc, which of the kinds that were asked for it dispenses.
     """
 
     command: tuple[str, ...]
@@ -108,6 +103,7 @@ class ProbeReport:
     reflection: tuple[str, ...] = ()
     services: tuple[ServiceReport, ...] = ()
     messages: Mapping[str, Mapping[str, str]] | None = None
+    kinds: Mapping[str, bool] | None = None
 
 
 class Probe:
@@ -118,6 +114,7 @@ class Probe:
     :param app_version: the only version to offer; a hundred of them by default.
     :param auto_mtls: whether to ask for TLS.
     :param proto: a .proto file that describes its services, for a plugin without server reflection.
+    :param kinds: what to ask a net/rpc plugin for, since it does not tell by itself what it dispenses.
     :param start_timeout: seconds.
     :param env: added to its environment.
     :param stderr: gets every byte of its raw standard error.
@@ -132,6 +129,7 @@ class Probe:
         app_version: int | None = None,
         auto_mtls: bool = True,
         proto: str | os.PathLike[str] | None = None,
+        kinds: Sequence[str] = (),
         start_timeout: float = 60.0,
         env: Mapping[str, str] | None = None,
         stderr: IO[bytes] | None = None,
@@ -148,6 +146,7 @@ class Probe:
         }
         self._command = command
         self._auto_mtls = auto_mtls
+        self._kinds = tuple(kinds)
         self._described = {} if proto is None else _services_of(Path(proto))
         self._refusal: str | None = None
         self._reflection: ReflectionClient | None = None
@@ -197,7 +196,7 @@ class Probe:
             "certificate": None if announced.certificate is None else _describe_certificate(announced.certificate),
             "multiplex": announced.multiplex,
         }
-        return ProbeReport(**facts, **(self._ask_grpc() if announced.protocol == "grpc" else {}))
+        return ProbeReport(**facts, **(self._ask_grpc() if announced.protocol == "grpc" else self._ask_netrpc()))
 
     def call(self, method: str, data: Any, timeout: float | None = None) -> Iterator[dict[str, Any]]:
         """Call a method.
@@ -229,11 +228,8 @@ class Probe:
             self._client.start()
             return
         except (HandshakeError, PluginCrashed) as error:
-            announced = self._client.announced
-            if announced is not None and announced.protocol == "netrpc" and isinstance(error, VersionMismatch):
-                return  # Its line is all that can be told of it.
             # Without a line, TLS had no part in it.
-            if not self._auto_mtls or announced is None:
+            if not self._auto_mtls or self._client.announced is None:
                 raise
             self._refusal = _first_sentence(error)
         self._client.kill()
@@ -266,6 +262,12 @@ class Probe:
             "services": tuple(_service_report(name, service) for name, service in services.items()),
             "messages": _messages_of(own),
         }
+
+    def _ask_netrpc(self) -> dict[str, Any]:
+        """Nothing lists what a net/rpc plugin has. Every one has the mux broker and streams its output."""
+        self._client.ping(_TIMEOUT)
+        kinds = {kind: bool(self._client.offers(kind)) for kind in self._kinds}
+        return {"health": "answers", "broker": True, "stdio": True, "controller": True, "kinds": kinds}
 
     def _ask_health(self) -> str:
         from hybridload.goplugin.grpc import messages

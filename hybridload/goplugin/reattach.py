@@ -165,6 +165,7 @@ class AttachedProcess:
 
     def __init__(self, config: ReattachConfig, *, name: str, on_exit: Callable[[], None]) -> None:
         self.pid = config.pid
+        self._test = config.test
         self._name = name
         self._on_exit = on_exit
         self._ended = threading.Event()
@@ -200,9 +201,9 @@ class AttachedProcess:
         return self._ended.wait(timeout)
 
     def kill(self) -> None:
-        """Kill the process, if it is known to be the plugin."""
+        """Kill the process, if it is known to be the plugin; never in test mode, where it is somebody else's."""
         assert self._process is not None
-        if self._certain:
+        if self._certain and not self._test:
             self._process.kill()
 
     def release(self) -> None:

@@ -26,6 +26,10 @@ class ExternalBinary:
     """Starts the command that the config, a folder or an `External` names."""
 
     def open(self, request: Request) -> ProcessPlugin:
+        if (attached := request.resolution.attached) is not None:
+            from hybridload.isolation.reattached import open_reattached
+
+            return open_reattached(request, attached)
         external = request.resolution.external
         assert external is not None
         options = request.resolution.settings.options

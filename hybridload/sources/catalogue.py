@@ -18,7 +18,9 @@ Every method may be called from any thread. The lock guards the tables; nothing 
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,7 +36,12 @@ from hybridload.sources.entry_point import EntryPoint
 if TYPE_CHECKING:
     from stevedore.extension import Extension
 
+    from hybridload.goplugin.reattach import ReattachConfig
+
 log = logging.getLogger(__name__)
+
+REATTACH_VARIABLE = "HYBRIDLOAD_REATTACH"
+"""Names plugins that run already, and where; see `goplugin.reattach`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class Resolution:
     :param program: the place that external isolation uses; `None` when there is none, or none is known before the
         entry point has been imported.
     :param shadowed: places that have the name too and are not used.
+    :param attached: the process that serves it already, when `HYBRIDLOAD_REATTACH` names it: then that is used, as the
+        external isolation, whatever else there is.
     """
 
     name: str
@@ -54,10 +63,13 @@ class Resolution:
     program: Candidate | None
     shadowed: tuple[Candidate, ...]
     _sources: Sources = field(repr=False, compare=False)
+    attached: ReattachConfig | None = field(default=None, repr=False)
 
     @property
     def chain(self) -> Chain:
         """The isolations to try, as far as one can tell without importing anything: `decide` is exact."""
+        if self.attached is not None:
+            return ("external",)
         if self.settings.isolation is not None:
             return self.settings.isolation
         if isinstance(self._known(), External):
@@ -72,13 +84,15 @@ class Resolution:
 
         An entry point that cannot be imported counts as a Python object; loading it raises the reason.
         """
-        if self.settings.isolation is None and self.program is None:
+        if self.settings.isolation is None and self.program is None and self.attached is None:
             self._sources.peek(self)
         return self.chain
 
     @property
     def origin(self) -> str:
         """Where the plugin comes from, in words: each place that is used."""
+        if self.attached is not None:
+            return f"process {self.attached.pid}, which runs already (environment variable {REATTACH_VARIABLE})"
         return "; ".join(candidate.origin for candidate in (self.program, self.python) if candidate is not None)
 
     @property
@@ -98,6 +112,8 @@ class Resolution:
             counts as a source for the first isolation of the chain that would use it, so that loading it raises the
             reason, once.
         """
+        if self.attached is not None:
+            return isolation == "external"
         if isolation == "external" and self.program is not None:
             return True
         if self.python is None or (self._only_elsewhere() and isolation != "subprocess"):
@@ -141,13 +157,18 @@ class Sources:
     """Every name that a host can load, and where it comes from.
 
     :param group: the group of entry points; the configuration's when `None`.
+    :param environ: where `HYBRIDLOAD_REATTACH` may be; this process's environment by default.
+    :raises ConfigError: an argument, or that variable, is not what it should be.
     """
 
-    def __init__(self, settings: Settings, group: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, group: str | None = None, *, environ: Mapping[str, str] | None = None
+    ) -> None:
         if group is not None and (not isinstance(group, str) or not group.strip()):
             raise ConfigError(f"group={group!r}: give the name of an entry-point group, e.g. 'myapp.plugins'.")
         self.settings = settings
         self.group = group or settings.host.group
+        self._attached = _attached(os.environ if environ is None else environ)
         self._lock = threading.RLock()
         self._loaded: dict[str, object] = {}
         self._errors: dict[str, PluginError] = {}
@@ -159,7 +180,7 @@ class Sources:
         with self._lock:
             known = {entry.name for entry in self._entry_points[0]}
             known.update(name for name, _, _ in self._found.programs)
-        return sorted(known | set(self.settings.plugins))
+        return sorted(known | set(self.settings.plugins) | set(self._attached))
 
     def candidates(self, name: str) -> tuple[Candidate, ...]:
         """Every place that a name can come from, the strongest first. Nothing is imported."""
@@ -189,12 +210,13 @@ class Sources:
         :raises PluginNotFound: when nothing has the name.
         """
         candidates = self.candidates(name)
-        if not candidates and name not in self.settings.plugins:
+        attached = self._attached.get(name)
+        if not candidates and name not in self.settings.plugins and attached is None:
             raise self._not_found(name)
         python = next((candidate for candidate in candidates if candidate.is_python), None)
         program = next((candidate for candidate in candidates if not candidate.is_python), None)
         shadowed = tuple(candidate for candidate in candidates if candidate is not python and candidate is not program)
-        return Resolution(name, self.settings.for_plugin(name), python, program, shadowed, self)
+        return Resolution(name, self.settings.for_plugin(name), python, program, shadowed, self, attached)
 
     def resolve(self, name: str) -> Resolution:
         """Where a plugin comes from, to be loaded. Conflicts are warned of, once for each name.
@@ -209,7 +231,7 @@ class Sources:
                 "is false. Set it to true to load the plugin.",
                 plugin=name,
             )
-        if resolution.python is None and resolution.program is None:
+        if resolution.python is None and resolution.program is None and resolution.attached is None:
             raise self._dangling(resolution)
         self.settings.check_variable(name, self.names())
         with self._lock:
@@ -391,6 +413,14 @@ class Sources:
             return "Nothing was searched: give a group of entry points or a configuration file."
         problems = self.problems()
         return f"Searched: {'; '.join(places)}." + (f" Problems: {' '.join(problems)}" if problems else "")
+
+
+def _attached(environ: Mapping[str, str]) -> Mapping[str, ReattachConfig]:
+    if not environ.get(REATTACH_VARIABLE):
+        return {}
+    from hybridload.goplugin.reattach import read_reattach_variable
+
+    return read_reattach_variable(environ)
 
 
 def _from_entry_point(name: str, entry_point: EntryPoint) -> Candidate:

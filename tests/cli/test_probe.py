@@ -117,6 +117,23 @@ def test_a_proto_file_stands_in_for_reflection(probe: Run, go_build: Build) -> N
     assert "--proto FILE" in outcome.err
 
 
+@pytest.mark.parametrize("tls", [True, False])
+def test_what_can_be_known_of_a_netrpc_plugin(probe: Run, go_build: Build, tls: bool) -> None:
+    flags = (*COOKIE, *(() if tls else ("--no-mtls",)), "--kind", "greeter", "--kind", "nothing")
+    report = probe(*flags, "--json", "--", go_build("tests/go/netrpc")).json
+    assert report["protocol"] == "netrpc"
+    assert report["tls"] == ("auto-mtls" if tls else "off")
+    assert report["health"] == "answers"
+    assert report["kinds"] == {"greeter": True, "nothing": False}
+    assert report["services"] == []
+    outcome = probe(*COOKIE, "--", go_build("tests/go/netrpc"))
+    assert outcome.code == 0
+    assert "net/rpc has nothing that lists them" in outcome.out
+    outcome = probe(*COOKIE, "--call", "proto.GreeterService/Greet", "--", go_build("tests/go/netrpc"))
+    assert outcome.code == 1
+    assert "speaks net/rpc" in outcome.err.splitlines()[-1]
+
+
 def test_without_tls(probe: Run, go_build: Build) -> None:
     report = probe(*COOKIE, "--no-mtls", "--json", "--", go_build("tests/go/greeter")).json
     assert report["tls"] == "off"

@@ -30,6 +30,7 @@ from typing import Any
 from hybridload.errors import BrokerError
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.engine import Endpoint, Engine, Server
+from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.streams.base import Listener, Stream, StreamClosed
 from hybridload.goplugin.transport import Transport
 
@@ -48,10 +49,15 @@ class GRPCBroker:
     :param engine: what carries gRPC on them.
     :param lanes: the threads that brokered servers run calls on.
     :param name: the plugin's name, for messages.
+    :param lifetime: ends with the other side; by default, and in any case, when the broker is closed.
     """
 
-    def __init__(self, transport: Transport, engine: Engine, lanes: Any, *, name: str) -> None:
+    def __init__(
+        self, transport: Transport, engine: Engine, lanes: Any, *, name: str, lifetime: Lifetime | None = None
+    ) -> None:
         self.engine = engine
+        self.lifetime = lifetime or Lifetime()
+        """Ends with the plugin, or for the plugin with its host: what Go hands to `GRPCClient` as a context."""
         self._transport = transport
         self._lanes = lanes
         self._name = name
@@ -132,6 +138,7 @@ class GRPCBroker:
 
     def close(self) -> None:
         """End the broker's stream and everything that it serves or dialled. Safe to call twice."""
+        self.lifetime.end()
         with self._changed:
             self._closed = True
             owned, self._owned = self._owned, set()

@@ -22,6 +22,7 @@ from hybridload.goplugin.grpc.contract_client import contract_methods
 from hybridload.goplugin.grpc.engine import Endpoint, Engine
 from hybridload.goplugin.grpc.objects import BrokerObjects
 from hybridload.goplugin.grpc.stdio_client import StdioStream
+from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import GRPCPlugin, Plugin
 from hybridload.goplugin.transport import Transport
@@ -47,6 +48,7 @@ class GRPCConnection:
     :param call_timeout: seconds that a call may take; `None` for no limit.
     :param connect_timeout: seconds to connect in.
     :param options: grpc channel arguments.
+    :param lifetime: the plugin's, as hand-written plugins are told it through their broker.
     :raises HandshakeError: nobody answers at the address; its message continues a sentence that names the plugin.
     :raises PluginCrashed, PluginClosed: the process ended meanwhile.
     """
@@ -65,6 +67,7 @@ class GRPCConnection:
         call_timeout: float | None,
         connect_timeout: float,
         options: Sequence[tuple[str, Any]] = (),
+        lifetime: Lifetime | None = None,
     ) -> None:
         self._engine = engine
         # A channel that was closed raises ValueError, as grpcio's does.
@@ -75,7 +78,7 @@ class GRPCConnection:
         self._call_timeout = call_timeout
         self._lanes = engine.lanes()
         self._loop = EventLoop()
-        self._broker = GRPCBroker(transport, engine, self._lanes, name=name)
+        self._broker = GRPCBroker(transport, engine, self._lanes, name=name, lifetime=lifetime)
         self._objects = BrokerObjects(self._broker, self._loop, lambda contract: _ContractCalls(self, contract))
         self._broker_stream: BrokerStream | None = None
         self.channel = engine.channel(endpoint, options)

@@ -110,6 +110,17 @@ class NetRPCConnection:
             plugin=self._name,
         )
 
+    def offers(self, kind: str) -> bool:
+        """Whether the plugin has a kind, be it in the plugin set or not. The plugin makes an object for it.
+
+        :raises PluginCrashed, PluginClosed, CallTimeout: it does not answer.
+        """
+        try:
+            self._dispensed(kind)
+        except RemoteError:
+            return False
+        return True
+
     def ping(self, timeout: float) -> None:
         """Check that the plugin answers, as go-plugin's `Ping` does.
 
