@@ -171,9 +171,9 @@ def _details(exc: BaseException, code: int, message: str, room: int) -> bytes:
         (False, 0, 600),
         (False, 0, 0),
     ):
-        for whole_texts in (True, False):
+        for limit in (4 * _TEXT_LIMIT, 2 * _TEXT_LIMIT, _TEXT_LIMIT, 100):
             data = messages["RemoteException"]()
-            _describe(data, exc, with_attributes, chain, _TEXT_LIMIT * 4 if whole_texts else 100)
+            _describe(data, exc, with_attributes, chain, limit)
             text = _traceback_text(exc)
             used = len(data.SerializeToString()) + len(message) + 200
             data.traceback = _cut_middle(text, min(max(trace, room - used), max(0, room - used)) if trace else 0)

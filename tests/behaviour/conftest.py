@@ -1,0 +1,177 @@
+"""The rows of the behaviour suite: one plugin in every isolation, language and engine.
+
+A behaviour is a test that takes `everything`; it runs unchanged over all rows. Where a row cannot be the same, the test
+asks ``row.differs("id")`` and pins down what happens there instead; the ids, the rows they hold for and the reasons are
+in docs/differences.md and nowhere else. `test_differences.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..conftest import KINDS, MARKER, Baseline, wait_until_nothing_is_left
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = Path(__file__).parent / "site"
+PATIENCE = 30.0
+
+sys.path.append(str(SITE))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to run the plugin.
+
+    :param where: what docs/differences.md calls it.
+    :param engine: what carries gRPC on both sides; `None` where nothing does.
+    """
+
+    where: str
+    isolation: str
+    engine: str | None = None
+
+    def __str__(self) -> str:
+        return self.where if self.engine is None else f"{self.where}, {self.engine}"
+
+    @property
+    def go(self) -> bool:
+        return self.where == "external Go"
+
+    def differs(self, difference: str) -> bool:
+        """Whether a documented difference holds for this row."""
+        return self.where in read_differences()[difference]
+
+
+ROWS = [
+    Row("in-process", "in-process"),
+    *(
+        Row(where, isolation, engine)
+        for where, isolation in (
+            ("subprocess", "subprocess"),
+            ("external Python", "external"),
+            ("external Go", "external"),
+        )
+        for engine in ("direct", "grpcio")
+    ),
+]
+
+
+def read_differences() -> dict[str, list[str]]:
+    """Difference -> the rows that it holds for, as docs/differences.md has them."""
+    found = {}
+    for line in (ROOT / "docs" / "differences.md").read_text().splitlines():
+        if line.startswith("| `"):
+            name, where = line.split("|")[1:3]
+            found[name.strip(" `")] = [row.strip() for row in where.split(",")]
+    return found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lives_on = pytest.mark.leaves(*KINDS, reason="a row's plugin lives through all its tests; its fixture checks it")
+    for item in items:
+        if isinstance(item, pytest.Function) and "plugin" in item.fixturenames and item.path.parent == SITE.parent:
+            item.add_marker(lives_on)
+
+
+@pytest.fixture(scope="session", params=ROWS, ids=str)
+def row(request: pytest.FixtureRequest) -> Row:
+    chosen: Row = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def plugin(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
+    from behaviour_sdk import HANDSHAKE, PLUGINS
+
+    from hybridload import Loader
+
+    command = [str(go_build("tests/go/behaviour"))] if row.go else [sys.executable, "-m", "behaviour_plugin"]
+    config = tmp_path_factory.mktemp("behaviour") / "plugins.toml"
+    config.write_text(
+        "[plugins.everything]\n"
+        'entry_point = "behaviour_plugin:Everything"\n'
+        f"command = {command}\n"
+        f'env = {{ PYTHONPATH = "{SITE}" }}\n'
+        f'isolation = "{row.isolation}"\n'
+    )
+    folder = Path(tempfile.mkdtemp(prefix="hl-", dir="/tmp"))
+    before = Baseline.take(uuid.uuid4().hex, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARKER, before.marker)
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        if row.engine is not None:
+            patch.setenv("HYBRIDLOAD_ENGINE", row.engine)
+        with Loader(PLUGINS, handshake=HANDSHAKE, config=config) as loader:
+            yield Plugin(loader.load("everything"), folder)
+    left = [words for words in wait_until_nothing_is_left(before, KINDS) if "pytest_timeout" not in words]
+    shutil.rmtree(folder)
+    assert not left, "the plugin left behind:\n  " + "\n  ".join(left)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    everything: Any
+    folder: Path
+
+
+@pytest.fixture
+def everything(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The plugin of the row."""
+    monkeypatch.setattr(tempfile, "tempdir", str(plugin.folder))
+    return plugin.everything
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses: the plugin lives through all of them."""
+    return f"{request.node.nodeid} {os.urandom(4).hex()}"
+
+
+class Heard(logging.Handler):
+    """The log records that reached the host; `wait_for` waits for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self._news = threading.Condition()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._news:
+            self.records.append(record)
+            self._news.notify_all()
+
+    def wait_for(self, message: str) -> logging.LogRecord:
+        """The first record whose message contains this."""
+
+        def find() -> logging.LogRecord | None:
+            return next((record for record in self.records if message in record.getMessage()), None)
+
+        with self._news:
+            found = self._news.wait_for(find, PATIENCE)
+        assert found, f"{message!r} is not among {[record.getMessage() for record in self.records]}"
+        return found
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
+    root, handler = logging.getLogger(), Heard()
+    level = root.level
+    root.setLevel(logging.DEBUG)
+    root.addHandler(handler)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)

@@ -1,0 +1,85 @@
+"""Objects that cross: the host's called by the plugin, the plugin's called by the host, each calling the other."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from .conftest import Row
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def hear(self, text: str) -> str:
+        self.heard.append(text)
+        return text[::-1]
+
+
+class Peer:
+    """Calls the plugin while the plugin calls it."""
+
+    def __init__(self, everything: Any) -> None:
+        self.everything = everything
+        self.calls = 0
+
+    def catch(self, depth: int) -> int:
+        self.calls += 1
+        return 0 if depth == 0 else 1 + int(self.everything.bounce(self, depth - 1))
+
+
+def test_the_plugin_calls_the_hosts_object(everything: Any) -> None:
+    listener = Listener()
+    assert everything.tell(listener, ["abc", "", "ü"]) == ["cba", "", "ü"]
+    assert listener.heard == ["abc", "", "ü"]
+
+
+def test_an_object_may_be_kept_beyond_the_call_that_brought_it(everything: Any) -> None:
+    everything.keep(Listener())
+    assert everything.tell_kept("abc") == "cba"
+    assert everything.tell_kept("xyz") == "zyx"
+
+
+def test_an_object_of_the_plugin_keeps_its_state(everything: Any) -> None:
+    one, other = everything.counter(1), everything.counter(10)
+    assert [one.add(2), one.add(3), other.add(1)] == [3, 6, 11]
+
+
+def test_an_object_that_crosses_is_the_thing_itself_only_where_nothing_crosses(everything: Any, row: Row) -> None:
+    counter = everything.counter(0)
+    assert hasattr(counter, "_value") is row.differs("shared-objects")
+
+
+def test_calls_go_back_and_forth_to_any_depth(everything: Any) -> None:
+    peer = Peer(everything)
+    assert everything.bounce(peer, 6) == 6
+    assert peer.calls == 3
+
+
+def test_a_callback_that_fails_fails_the_call(everything: Any) -> None:
+    """In Go as well: a status that a handler passes on keeps the details that the exception is rebuilt from."""
+
+    class Deaf:
+        def hear(self, text: str) -> str:
+            raise LookupError(f"did not get {text}")
+
+    with pytest.raises(LookupError, match="did not get that"):
+        everything.tell(Deaf(), ["that"])
+
+
+def test_objects_are_told_apart(everything: Any) -> None:
+    listeners = [Listener() for _ in range(4)]
+    threads = [
+        threading.Thread(target=everything.tell, args=(listener, [f"{number} {turn}" for turn in range(10)]))
+        for number, listener in enumerate(listeners)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [listener.heard for listener in listeners] == [
+        [f"{number} {turn}" for turn in range(10)] for number in range(4)
+    ]
