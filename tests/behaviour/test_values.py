@@ -134,7 +134,7 @@ def test_a_result_is_the_hosts_own(everything: Any, row: Row) -> None:
         ("text", None, TypeError),
         ("text", b"bytes", TypeError),
         ("words", "not a list", TypeError),
-        ("moment", datetime(2024, 1, 1), ValueError),  # noqa: DTZ001
+        ("moment", datetime(2024, 1, 1), ValueError),
         ("colour", "red", TypeError),
     ],
     ids=str,
