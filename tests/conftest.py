@@ -262,7 +262,13 @@ def describe(descriptor: int, target: str) -> str:
     words = f"{descriptor} -> {target}"
     try:
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            with socket.socket(fileno=os.dup(descriptor)) as peek:
+            copy = os.dup(descriptor)
+            try:
+                peek = socket.socket(fileno=copy)
+            except OSError:  # a descriptor of a socket's file, and not of the socket
+                os.close(copy)
+                return words
+            with peek:
                 words += f" {peek.family.name} {peek.getsockname()!r}"
     except OSError:  # closed meanwhile, or a socket without a name
         return words
