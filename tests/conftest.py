@@ -245,7 +245,12 @@ def read_stat(pid: int) -> tuple[str, int]:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)]
+    return [
+        thread
+        for thread in threading.enumerate()
+        # pytest-timeout has a timer for each test, also while a fixture of a wider scope is torn down.
+        if not isinstance(thread, threading._DummyThread) and not thread.name.startswith("pytest_timeout")
+    ]
 
 
 def descriptors() -> list[tuple[int, str]]:

@@ -117,7 +117,7 @@ def plugin(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.T
             patch.setenv("HYBRIDLOAD_ENGINE", row.engine)
         with Loader(PLUGINS, handshake=HANDSHAKE, config=config) as loader:
             yield Plugin(loader.load("everything"), folder)
-    left = [words for words in wait_until_nothing_is_left(before, KINDS) if "pytest_timeout" not in words]
+    left = wait_until_nothing_is_left(before, KINDS)
     shutil.rmtree(folder)
     assert not left, "the plugin left behind:\n  " + "\n  ".join(left)
 
