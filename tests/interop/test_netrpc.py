@@ -1,0 +1,105 @@
+"""Contracts over net/rpc: real Go at the other end, both ways, plain and under AutoMTLS; and between two Pythons."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from hybridload import Contract, Handshake
+from hybridload.errors import ContractError, RemoteError
+from hybridload.goplugin import Client
+
+HANDSHAKE = Handshake("BASIC_PLUGIN", "hello")
+PLUGIN = """
+from typing import Protocol
+from hybridload import Contract, Handshake, serve
+
+class Greeter(Protocol):
+    def greet(self) -> str: ...
+
+class Store(Protocol):
+    def get(self, key: str) -> bytes: ...
+    def put(self, key: str, value: bytes) -> None: ...
+
+class Hello:
+    def greet(self):
+        return "Hello from Python!"
+
+class Memory(dict):
+    def get(self, key):
+        return self[key]
+    def put(self, key, value):
+        self[key] = value
+
+serve({"greeter": Greeter, "kv": Store}, {"greeter": Hello(), "kv": Memory()},
+      handshake=Handshake("BASIC_PLUGIN", "hello"), protocols=("netrpc",))
+"""
+
+
+class Greeter(Protocol):
+    def greet(self) -> str: ...
+
+
+class Store(Protocol):
+    def get(self, key: str) -> bytes: ...
+    def put(self, key: str, value: bytes) -> None: ...
+
+
+class Streaming(Protocol):
+    def greet(self) -> str: ...
+    def count(self) -> Iterator[int]: ...
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> list[str]:
+    path = tmp_path / "plugin.py"
+    path.write_text(PLUGIN)
+    return [sys.executable, str(path)]
+
+
+def options(mtls: bool, **more: Any) -> dict[str, Any]:
+    plugins = {"greeter": Contract(Greeter), "kv": Contract(Store)}
+    return {"plugins": plugins, "handshake": HANDSHAKE, "auto_mtls": mtls, **more}
+
+
+@pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
+def test_python_hosts_a_go_plugin(go_build: Callable[[str], Path], mtls: bool) -> None:
+    with Client([go_build("tests/go/netrpc")], **options(mtls)) as client:
+        assert client.protocol == "netrpc"
+        assert client.dispense("greeter").greet() == "Hello from Go, over net/rpc!"
+        client.ping()
+        store = client.dispense("kv")
+        store.put("a", b"1")
+        assert store.get("a") == b"1"
+        with pytest.raises(RemoteError, match=r'^no value under "b"$'):
+            store.get("b")
+        with pytest.raises(TypeError, match="argument 'value' is int, not bytes"):
+            store.put("a", 1)
+    assert client.returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["-protocols", "netrpc"], ["-mtls"]], ids=["plain", "mtls"])
+def test_a_go_host_uses_python(go_host: Any, program: list[str], flags: list[str]) -> None:
+    calls = [part for call in ("ping", "greet", "put:a=1", "get:a", "get:b") for part in ("-call", call)]
+    host = go_host(program, *flags, *calls)
+    assert host.named("started")[0]["protocol"] == "netrpc"
+    assert host.answers == [None, "Hello from Python!", None, "1", {"error": "'b'"}]
+    assert host.named("stopped")[0]["exited"]
+
+
+@pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
+def test_between_two_pythons_an_exception_is_itself(program: list[str], mtls: bool) -> None:
+    with Client(program, **options(mtls)) as client:
+        assert client.dispense("greeter").greet() == "Hello from Python!"
+        with pytest.raises(KeyError, match=r"^'b'$"):
+            client.dispense("kv").get("b")
+
+
+def test_a_streaming_method_is_refused_when_it_is_dispensed(program: list[str]) -> None:
+    with Client(program, **options(False, plugins={"greeter": Contract(Streaming)})) as client:
+        with pytest.raises(ContractError, match=r"count\(\) at .*: it streams, and over net/rpc"):
+            client.dispense("greeter")
