@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,3 +104,52 @@ def test_a_streaming_method_is_refused_when_it_is_dispensed(program: list[str]) 
     with Client(program, **options(False, plugins={"greeter": Contract(Streaming)})) as client:
         with pytest.raises(ContractError, match=r"count\(\) at .*: it streams, and over net/rpc"):
             client.dispense("greeter")
+
+
+# The examples that ship with go-plugin, unmodified
+
+SHIPPED = "github.com/hashicorp/go-plugin/examples"
+
+
+def test_their_basic_host_greets_through_python(
+    go_build: Callable[[str], Path], program: list[str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin" / "greeter"
+    plugin.parent.mkdir()
+    plugin.write_text(f"#!/bin/sh\nexec {' '.join(program)}\n")
+    plugin.chmod(0o755)
+    done = subprocess.run(
+        [go_build(f"{SHIPPED}/basic")], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "Hello from Python!" in done.stdout.splitlines()  # among its own log
+
+
+@pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
+def test_python_hosts_their_basic_plugin(go_build: Callable[[str], Path], mtls: bool) -> None:
+    with Client([go_build(f"{SHIPPED}/basic/plugin")], **options(mtls)) as client:
+        assert client.dispense("greeter").greet() == "Hello!"
+
+
+@pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
+def test_python_hosts_their_netrpc_store(go_build: Callable[[str], Path], tmp_path: Path, mtls: bool) -> None:
+    with Client([go_build(f"{SHIPPED}/grpc/plugin-go-netrpc")], **options(mtls, cwd=tmp_path)) as client:
+        store = client.dispense("kv")
+        store.put("hello", b"world")
+        assert store.get("hello").startswith(b"world\n\nWritten from plugin-go-netrpc")
+
+
+# The broker
+
+
+class Hello:
+    def greet(self) -> str:
+        return "Hello from the host!"
+
+
+class Caller(Protocol):
+    def call_back(self, greeter: Greeter) -> str: ...
+
+
+def test_a_go_plugin_calls_an_object_of_the_host(go_build: Callable[[str], Path]) -> None:
+    with Client([go_build("tests/go/netrpc")], **options(False, plugins={"torture": Contract(Caller)})) as client:
+        assert client.dispense("torture").call_back(Hello()) == "Hello from the host!"
