@@ -349,6 +349,43 @@ def test_the_short_way_through_gives_what_the_long_way_gives(data: st.DataObject
         assert short._highest_peer_id == long._highest_peer_id
 
 
+@settings(max_examples=600, deadline=None)
+@given(st.sampled_from(Role), st.integers(0, 200), st.integers(0, 255), st.sampled_from(["change", "insert", "cut"]))
+def test_the_short_way_lets_no_wrong_byte_through(role: Role, place: int, byte: int, how: str) -> None:
+    short, long = greeted(role), greeted(role)
+    for stream_id, damaged in ((1, False), (3, True)):
+        if role is Role.CLIENT:
+            for connection in (short, long):
+                connection.send_headers(connection.open_stream(), encode(REQUEST), end_stream=True)
+                take(connection)
+            wire = frames.ping(b"12345678", ack=False) + frames.headers(stream_id, encode(RESPONSE), False, 16384)
+            wire += data_frame(stream_id, b"\0\0\0\0\5hello") + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+        else:
+            wire = frames.window_update(0, 5) + frames.headers(stream_id, encode(REQUEST), False, 16384)
+            wire += data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM)
+        if damaged:
+            at = place % len(wire)
+            wire = (
+                wire[:at]
+                + {"change": bytes((byte,)), "insert": bytes((byte, wire[at])), "cut": b""}[how]
+                + wire[at + 1 :]
+            )
+        expected = long.receive(wire)
+        taken: Any = (
+            short.receive_answer(stream_id, wire, None) if role is Role.CLIENT else short.receive_request(wire, None)
+        )
+        if taken is None:
+            assert short.receive(wire) == expected
+        else:
+            message = taken[1] if role is Role.CLIENT else taken[2]
+            assert [type(event) for event in expected][:2] == [HeadersReceived, DataReceived]
+            assert bytes(expected[1].data)[5:] == message  # type: ignore[union-attr]
+            assert expected[-1].end_stream  # type: ignore[union-attr]
+        assert (short.failed, short.open_streams) == (long.failed, long.open_streams)
+        assert (short._send_window, short._receive_window) == (long._send_window, long._receive_window)
+        assert take(short) == take(long)
+
+
 def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
     connection = greeted(Role.CLIENT)
     taken = []
