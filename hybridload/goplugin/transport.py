@@ -28,6 +28,8 @@ SERVER_NAME = "localhost"
 """Whom every certificate of go-plugin is for."""
 _EXPECTATION = 10.0
 """Seconds after which a knocked stream that never came is no longer expected."""
+_ACCEPTANCE = 5.0
+"""Seconds that the other side may take to accept a stream."""
 
 
 def alpn_of(protocol: str) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ class Transport(Protocol):
         """Connect to an address that the other side told; not when multiplexed."""
 
     def open(self) -> Stream:
-        """Open one more stream to the other side; only when multiplexed."""
+        """Open one more stream to the other side, and wait until that accepted it; only when multiplexed."""
 
     def expect(self, listener: Any) -> None:
         """Give the next stream that the other side opens to `listener.put`; only when multiplexed."""
@@ -178,7 +180,14 @@ class MultiplexedTransport:
         raise NotImplementedError("a multiplexed plugin has no other addresses")
 
     def open(self) -> Stream:
-        stream: Stream = self._session.open()
+        stream = self._session.open()
+        # Go hosts accept for several ids at once, and a stream is for whoever comes first: before the next one is
+        # knocked for, this one must be in its hands.
+        try:
+            stream.wait_accepted(_ACCEPTANCE)
+        except BaseException:
+            stream.close()
+            raise
         return stream if self._tls is None else self._tls.connected(stream)
 
     def expect(self, listener: Any) -> None:

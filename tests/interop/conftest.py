@@ -5,6 +5,7 @@ The Go programs and their knobs are described in `tests/go/README.md`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import queue
@@ -255,6 +256,19 @@ def new_client(go_build: Callable[[str], Path], go_plugins: GoPlugins, engine: s
             return client
 
         yield new
+
+
+@pytest.fixture(scope="session")
+def brokering() -> Iterator[Any]:
+    """The module `brokering.py`, which is a plugin program as well."""
+    path = Path(__file__).with_name("brokering.py")
+    spec = importlib.util.spec_from_file_location("brokering", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["brokering"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["brokering"]
 
 
 # The examples

@@ -10,6 +10,8 @@ The rules, read off go-plugin v1.8.0 (grpc_broker.go):
 - A knock for an id that nobody accepts yet waits for the acceptor, but never longer than its dialer does: an
   acknowledgement that comes too late would give the id somebody else's stream. Go's broker leaves it unanswered; ours
   answers with an error.
+- An acknowledgement that comes after its dialer gave up has opened a door all the same: Go gives that id the next
+  stream, whoever it is meant for. So a stream is opened for it and closed at once.
 
 The broker's own stream (plugin.GRPCBroker/StartStream) is a pipe to it: `outgoing` is what is to be sent, `receive`
 takes what came. Whoever has the stream, client or server, moves the messages.
@@ -38,7 +40,14 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds that a dial waits for the acceptor, and an unclaimed offer is kept."""
-_KNOCK_PATIENCE = PATIENCE - 1.0
+_KNOCK_PATIENCE = 0.8
+"""The part of a dialer's patience for which a knock is kept: its answer has to arrive as well."""
+_KNOCK_AGAIN = 0.01
+# A Go plugin may acknowledge a knock a moment before its listener is known to its multiplexer (grpc_broker.go, Accept).
+# A stream that comes in that moment ends its accepting for good.
+_READY = 0.002
+# go-plugin's words for an id whose listener is just being made (grpc_client_muxer.go).
+_NOT_YET = "no listener for id"
 _END = None
 
 
@@ -64,7 +73,9 @@ class GRPCBroker:
         self._ids = itertools.count(1)
         self._changed = threading.Condition()
         self._offers: dict[int, tuple[float, Any]] = {}
-        self._answers: dict[int, Any] = {}
+        self._knocked: int | None = None
+        self._answer: Any = None
+        self._late = 0  # doors that were opened when nobody waited for it any more
         self._knocks: dict[int, float] = {}
         self._accepting: dict[int, KnockedListener] = {}
         self._knocking = threading.Lock()
@@ -171,7 +182,7 @@ class GRPCBroker:
             self._forget_stale()
             if info.HasField("knock"):
                 if info.knock.ack:
-                    self._answers[info.service_id] = info.knock
+                    self._take_answer(info)
                 elif info.knock.knock:
                     self._knocks[info.service_id] = time.monotonic()
                     self._answer_knock(info.service_id)
@@ -186,36 +197,83 @@ class GRPCBroker:
     def _opener(self, service_id: int) -> Callable[[], Stream]:
         if self._transport.multiplexed:
             return lambda: self._knock(service_id)
-        info = self._await(lambda: self._offers.pop(service_id, None), service_id)[1]
+        info = self._await(lambda: self._offered(service_id), time.monotonic() + PATIENCE)
+        if info is None:
+            raise self._unanswered(service_id)
         return lambda: self._transport.connect(info.network, info.address, PATIENCE)
 
-    def _knock(self, service_id: int) -> Stream:
-        with self._knocking:
-            with self._changed:
-                self._answers.pop(service_id, None)
-            self._send(service_id=service_id, knock={"knock": True})
-            answer = self._await(lambda: self._answers.pop(service_id, None), service_id)
-            if answer.error or not answer.knock:
-                raise BrokerError(
-                    f"Plugin {self._name!r}: the other side refused the brokered id {service_id}: {answer.error}.",
-                    plugin=self._name,
-                )
-            return self._transport.open()
+    def _offered(self, service_id: int) -> Any:
+        self._forget_stale()
+        offer = self._offers.pop(service_id, None)
+        return None if offer is None else offer[1]
 
-    def _await(self, found: Callable[[], Any], service_id: int) -> Any:
+    def _knock(self, service_id: int) -> Stream:
+        deadline = time.monotonic() + PATIENCE
+        with self._knocking:
+            while True:
+                answer = self._ask(service_id, deadline)
+                if answer is None:
+                    raise self._unanswered(service_id)
+                if not answer.error and answer.knock:
+                    time.sleep(_READY)
+                    return self._transport.open()
+                if not answer.error.startswith(_NOT_YET) or time.monotonic() + _KNOCK_AGAIN > deadline:
+                    raise BrokerError(
+                        f"Plugin {self._name!r}: the other side refused the brokered id {service_id}: {answer.error}.",
+                        plugin=self._name,
+                    )
+                time.sleep(_KNOCK_AGAIN)
+
+    def _ask(self, service_id: int, deadline: float) -> Any:
+        """Knock and wait for the answer; `None` when none came. Called with `_knocking` held."""
+        with self._changed:
+            self._knocked, self._answer = service_id, None
+        try:
+            self._send(service_id=service_id, knock={"knock": True})
+            while True:
+                answer = self._await(lambda: self._answer or self._late, deadline)
+                if not self._enter_late_doors():
+                    return answer
+        finally:
+            with self._changed:
+                self._knocked, self._answer = None, None
+
+    def _enter_late_doors(self) -> int:
+        """Open and close the streams that the other side expects for dials that were given up; how many."""
+        with self._changed:
+            late, self._late = self._late, 0
+        for _ in range(late):
+            self._transport.open().close()
+        return late
+
+    def _take_answer(self, info: Any) -> None:
+        """Called with the lock held."""
+        if info.service_id == self._knocked and self._answer is None:
+            self._answer = info.knock
+        elif info.knock.knock and not info.knock.error:
+            self._late += 1
+
+    def _await(self, found: Callable[[], Any], deadline: float) -> Any:
+        """What `found` finds, called with the lock held whenever something came; `None` when the time is over.
+
+        :raises BrokerError: the broker was closed.
+        """
         value = None
 
         def arrived() -> bool:
             nonlocal value
             value = found()
-            return value is not None or self._closed
+            return bool(value) or self._closed
 
         with self._changed:
-            self._changed.wait_for(arrived, PATIENCE)
-        if value is not None:
+            self._changed.wait_for(arrived, max(0.0, deadline - time.monotonic()))
+        if value:
             return value
         self._refuse_closed()
-        raise BrokerError(
+        return None
+
+    def _unanswered(self, service_id: int) -> BrokerError:
+        return BrokerError(
             f"Plugin {self._name!r}: nobody accepts the brokered id {service_id}; waited {PATIENCE:g} s. "
             "The other side must accept an id within that time of handing it out.",
             plugin=self._name,
@@ -241,7 +299,7 @@ class GRPCBroker:
         if listener is None or since is None:
             return
         del self._knocks[service_id]
-        if time.monotonic() - since < _KNOCK_PATIENCE:
+        if time.monotonic() - since < _KNOCK_PATIENCE * PATIENCE:
             self._transport.expect(listener)
             self._send(service_id=service_id, knock={"knock": True, "ack": True})
 
@@ -255,7 +313,7 @@ class GRPCBroker:
             error = f"nobody accepts the id {service_id}"
             self._send(service_id=service_id, knock={"knock": True, "ack": True, "error": error})
 
-        timer = _Timer(_KNOCK_PATIENCE, refuse, self._disown, f"hybridload {self._name} knock")
+        timer = _Timer(_KNOCK_PATIENCE * PATIENCE, refuse, self._disown, f"hybridload {self._name} knock")
         with self._changed:
             if service_id not in self._knocks or self._closed:
                 return

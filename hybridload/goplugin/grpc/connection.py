@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hybridload.contract import Contract
@@ -81,6 +82,10 @@ class GRPCConnection:
         self._broker = GRPCBroker(transport, engine, self._lanes, name=name, lifetime=lifetime)
         self._objects = BrokerObjects(self._broker, self._loop, lambda contract: _ContractCalls(self, contract))
         self._broker_stream: BrokerStream | None = None
+        brokers = any(_needs_broker(plugin) for plugin in kinds.values())
+        if brokers and transport.multiplexed:
+            # Go takes whatever stream comes next for the one that was knocked for: there must be no others.
+            endpoint = replace(endpoint, connections=1)
         self.channel = engine.channel(endpoint, options)
         try:
             self._check = self.channel.unary_unary(
@@ -90,7 +95,7 @@ class GRPCConnection:
             )
             self._connect(endpoint, connect_timeout)
             self._stdio = StdioStream(self.channel, engine.rpc_error, stdout, stderr, name=name)
-            if any(_needs_broker(plugin) for plugin in kinds.values()):
+            if brokers:
                 self._broker_stream = BrokerStream(self.channel, engine.rpc_error, self._broker, name=name)
         except BaseException:
             self.channel.close()

@@ -23,12 +23,14 @@ class Endpoint:
         themselves; `None` under TLS or yamux.
     :param name: for messages.
     :param costly: whether a connection takes milliseconds to open, as the handshake of TLS does.
+    :param connections: how many a channel may have at most, for engines that use several.
     """
 
     open: Callable[[], Stream]
     name: str
     plain: tuple[Network, str] | None = None
     costly: bool = False
+    connections: int = 8
 
 
 class Server(Protocol):

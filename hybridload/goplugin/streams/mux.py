@@ -412,6 +412,18 @@ class MuxStream:
     def peer(self) -> str:
         return f"yamux stream {self.stream_id} with {self._mux.peer}"
 
+    def wait_accepted(self, timeout: float) -> None:
+        """Wait until the peer has taken a stream that was opened here off its backlog.
+
+        :raises TimeoutError: it did not within so many seconds.
+        :raises StreamClosed, StreamReset: the stream is over.
+        """
+        mux = self._mux
+        with mux._lock:
+            if not mux._reading.wait(self._is_accepted, mux._opening, _deadline(timeout)):
+                raise TimeoutError(f"{self.peer} was not accepted within {timeout:g} s")
+            self._check_sendable()
+
     def send(self, data: Buffer) -> None:
         with self._sending:
             self._send(data)
@@ -509,6 +521,9 @@ class MuxStream:
 
     def _has_news(self) -> bool:
         return bool(self._received) or self._finished or self._failure() is not None
+
+    def _is_accepted(self) -> bool:
+        return self._failure() is not None or self.stream_id not in self._mux._unacknowledged
 
     def _may_send(self) -> bool:
         return self._failure() is not None or self._mux._session.can_send(self.stream_id)

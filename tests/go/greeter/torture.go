@@ -279,13 +279,16 @@ func (t *torture) CallBack(ctx context.Context, request *torturepb.CallBackReque
 
 func (t *torture) Offer(_ context.Context, request *torturepb.OfferRequest) (*torturepb.OfferResponse, error) {
 	response := &torturepb.OfferResponse{}
+	accepting := make(chan struct{})
 	for range request.Count {
 		id := t.broker.NextId()
 		go t.broker.AcceptAndServe(id, func(options []grpc.ServerOption) *grpc.Server {
 			server := grpc.NewServer(options...)
 			kinds.RegisterGreeter(server, fmt.Sprintf("Hello from service %d!", id))
+			accepting <- struct{}{}
 			return server
 		})
+		<-accepting // a multiplexed broker that is knocked at too early stops accepting for good
 		response.ServiceIds = append(response.ServiceIds, id)
 	}
 	return response, nil

@@ -21,7 +21,7 @@ import (
 	_ "hybridload.dev/tests/protocol/torturepb"
 )
 
-// pluginSet has both protocols for each kind, and "connection", which hands out the bare gRPC connection.
+// pluginSet has both protocols for each kind, and "connection", which hands out the bare gRPC connection and its broker.
 func pluginSet() plugin.PluginSet {
 	return plugin.PluginSet{"greeter": &greeterKind{}, "kv": &storeKind{}, "connection": &connectionKind{}}
 }
@@ -58,8 +58,8 @@ type connectionKind struct {
 
 func (k *connectionKind) GRPCServer(*plugin.GRPCBroker, *grpc.Server) error { return nil }
 
-func (k *connectionKind) GRPCClient(_ context.Context, _ *plugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
-	return c, nil
+func (k *connectionKind) GRPCClient(_ context.Context, b *plugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
+	return &brokered{ClientConn: c, broker: b}, nil
 }
 
 // call makes one call, said in one of these ways:
@@ -68,6 +68,7 @@ func (k *connectionKind) GRPCClient(_ context.Context, _ *plugin.GRPCBroker, c *
 //	greet                         Greet of the kind "greeter"
 //	get:KEY, put:KEY=VALUE        of the kind "kv"
 //	sleep:SECONDS                 the host itself does nothing for so long
+//	callback:TIMES, offer:COUNT, dial:ID    the broker's, see broker.go
 //	SERVICE/METHOD[={JSON}]       any unary or server-streaming method of greeter.proto, kv.proto and torture.proto
 func (c *caller) call(call string) (any, error) {
 	name, argument, _ := strings.Cut(call, ":")
@@ -82,6 +83,8 @@ func (c *caller) call(call string) (any, error) {
 		return greeter.Greet()
 	case name == "get" || name == "put":
 		return c.storeCall(name, argument)
+	case name == "callback" || name == "offer" || name == "dial":
+		return c.brokerCall(name, argument)
 	case name == "sleep":
 		pause, err := time.ParseDuration(argument + "s")
 		time.Sleep(pause)
@@ -135,7 +138,7 @@ func (c *caller) serviceCall(call string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	connection, err := dispense[*grpc.ClientConn](c, "connection")
+	connection, err := dispense[*brokered](c, "connection")
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +147,7 @@ func (c *caller) serviceCall(call string) (any, error) {
 		return nil, err
 	}
 	if method.IsStreamingServer() {
-		return collect(connection, path, method, request)
+		return collect(connection.ClientConn, path, method, request)
 	}
 	response := dynamicpb.NewMessage(method.Output())
 	if err := connection.Invoke(context.Background(), "/"+path, request, response); err != nil {
