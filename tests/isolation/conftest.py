@@ -90,6 +90,7 @@ class Work(Protocol):
     def die(self) -> int: ...
     def last_words(self, words: str) -> int: ...
     def close_sockets(self) -> int: ...
+    def harm(self, how: str, host: int) -> int: ...
     def count(self, items: int) -> Iterator[int]: ...
     async def async_double(self, number: int) -> int: ...
     def async_count(self, items: int) -> AsyncIterator[int]: ...
@@ -121,6 +122,14 @@ class Worker:
         sys.__stderr__.flush()
         os.kill(os.getpid(), signal.SIGTERM if words == "ask" else signal.SIGKILL)
         time.sleep(60)
+    def harm(self, how, host):
+        if os.getpid() == host:
+            return 0
+        if how == "full_stderr":
+            for _ in range(64):
+                os.write(2, b"x" * 16384 + b"\\n")
+            return 0
+        return os._exit(0) if how == "exit" else self.close_sockets()
     def close_sockets(self):
         for name in os.listdir("/proc/self/fd"):
             try:
@@ -219,10 +228,11 @@ def employ(write_module: Write, open_loader: Open, tmp_path: Path) -> Employ:
     """Loads the worker with the given lines in its table."""
     write_module("work_sdk", WORK)
 
-    def begin(*lines: str, extra: str = "", **options: Any) -> Workplace:
+    def begin(*lines: str, watch: bool = False, **options: Any) -> Workplace:
         notes = f'options = {{ notes = "{tmp_path}/notes" }}'
         given = [notes, *lines] if not any(line.startswith("options") for line in lines) else list(lines)
-        loader = open_loader(config="\n".join([WORK_CONFIG, *given, extra]))
+        begun = WORK_CONFIG.replace("[host]", "[host]\nwatch = true") if watch else WORK_CONFIG
+        loader = open_loader(config="\n".join([begun, *given]))
         worker = loader.load("worker", **options)
         return Workplace(tmp_path, loader, worker, Story(loader))
 
