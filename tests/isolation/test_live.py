@@ -1,0 +1,207 @@
+"""Switched, reloaded, reconfigured, limited, forked and opened again and again while it is in use."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hybridload import Loader
+from hybridload.errors import CallTimeout, PluginBusy, PluginClosed, PluginNotFound
+from tests.isolation.conftest import PATIENCE, Employ, Workplace, in_thread, wait_until
+
+
+def test_under_load_no_call_is_lost_or_carried_out_twice(employ: Employ) -> None:
+    work = employ()
+    stop = threading.Event()
+
+    def run(first: int) -> list[int]:
+        sent = []
+        for number in itertools.count(first):
+            if stop.is_set():
+                return sent
+            assert work.worker.note(number)
+            sent.append(number)
+        raise AssertionError
+
+    runs = [in_thread(run, 1_000_000 * each) for each in range(8)]
+    pids = {work.worker.pid()}
+    for _ in range(3):
+        work.loader.reload("worker")
+        pids.add(work.worker.pid())
+    work.loader.switch("worker", "in-process")
+    pids.add(work.worker.pid())
+    work.loader.switch("worker", "subprocess")
+    stop.set()
+    sent = [number for each in runs for number in each.result(PATIENCE)]
+    assert sorted(sent) == sorted(map(int, (work.folder / "notes").read_text().split()))
+    assert len(pids) == 5
+
+
+def test_a_call_in_flight_ends_where_it_began(employ: Employ) -> None:
+    work = employ()
+    call, file = work.in_the_middle(work.worker.wait_for)
+    before = work.status().pid
+    reloading = in_thread(work.loader.reload, "worker")
+    work.story.wait_for("running")
+    assert work.worker.pid() != before
+    Path(file).touch()
+    assert call.result(PATIENCE) == before
+    reloading.result(PATIENCE)
+
+
+def test_a_changed_config_disturbs_those_alone_that_it_changes(employ: Employ) -> None:
+    work = employ("max_concurrency = 2", watch=True)
+    before, text = work.worker.pid(), work.config.read_text()
+    work.config.write_text(text.replace("max_concurrency = 2", "max_concurrency = 3"))
+    work.story.wait_for("configured")
+    assert work.worker.pid() == before
+    work.config.write_text("[plugins.worker\n")
+    refused = work.story.wait_for("kept")
+    assert "not valid TOML" in refused.message
+    assert work.worker.pid() == before
+    work.config.write_text(text.replace("notes = ", "offset = 1, notes = "))
+    work.story.wait_for("configured", 2)
+    assert work.worker.double(2) == 5
+    assert work.worker.pid() != before
+
+
+def test_a_plugin_whose_code_changed_is_reloaded(employ: Employ) -> None:
+    work = employ(watch=True)
+    module = work.folder / "work_sdk.py"
+    module.write_text(module.read_text().replace("2 * number + self.offset", "3 * number + self.offset"))
+    work.story.wait_for("running")
+    assert work.worker.double(2) == 6
+
+
+@pytest.mark.parametrize("isolation", ["in-process", "subprocess"])
+def test_so_many_calls_at_once(employ: Employ, isolation: str) -> None:
+    work = employ("max_concurrency = 2", isolation=isolation)
+    calls = [work.in_the_middle(work.worker.wait_for) for _ in range(2)]
+    third = in_thread(work.worker.double, 3)
+    assert work.status().in_flight == 2
+    assert not third.done()
+    Path(calls[0][1]).touch()
+    assert third.result(PATIENCE) == 6
+    Path(calls[1][1]).touch()
+    assert all(call.result(PATIENCE) for call, _ in calls)
+    assert list(work.worker.count(2)) == [0, 1]
+    assert work.status().in_flight == 0
+
+
+@pytest.mark.parametrize("isolation", ["in-process", "subprocess"])
+def test_one_too_many_may_be_an_error(employ: Employ, isolation: str) -> None:
+    work = employ("max_concurrency = 1", 'when_busy = "error"', isolation=isolation)
+    call, file = work.in_the_middle(work.worker.wait_for)
+    with pytest.raises(PluginBusy, match="max_concurrency"):
+        work.worker.double(1)
+    Path(file).touch()
+    call.result(PATIENCE)
+    assert work.worker.double(1) == 2
+
+
+def test_waiting_for_a_turn_ends_with_the_calls_deadline(employ: Employ) -> None:
+    work = employ("max_concurrency = 1", "call_timeout = 1.0", isolation="in-process")
+    call, file = work.in_the_middle(work.worker.wait_for)
+    with pytest.raises(CallTimeout, match="max_concurrency"):
+        work.worker.double(1)
+    Path(file).touch()
+    call.result(PATIENCE)
+
+
+def test_an_in_process_host_starts_no_thread(employ: Employ) -> None:
+    before = threading.active_count()
+    work = employ(isolation="in-process")
+    assert work.worker.double(1) == 2
+    assert threading.active_count() == before
+
+
+def test_load_all_gives_every_object_and_collects_what_failed(employ: Employ) -> None:
+    work = employ()
+    assert work.loader.load_all() == {"worker": work.worker}
+    with pytest.raises(ExceptionGroup, match="1 of 2 plugins") as caught:
+        work.loader.load_all(["worker", "nobody"])
+    assert [type(error) for error in caught.value.exceptions] == [PluginNotFound]
+
+
+def in_child(work: Workplace, what: Any) -> str:
+    """What a forked child of this process says."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writer, str(what()).encode())
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        finally:
+            work.loader.close()
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        text = said.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_in_a_forked_child_the_plugin_is_the_parents(employ: Employ) -> None:
+    work = employ()
+    before = work.worker.pid()
+    assert in_child(work, lambda: work.worker.pid()).startswith(f"{PluginClosed.__name__}: Plugin 'worker' runs for")
+    assert work.worker.pid() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_may_start_its_own(employ: Employ) -> None:
+    work = employ('after_fork = "restart"')
+    before = work.worker.pid()
+    other = int(in_child(work, lambda: work.worker.pid()))
+    assert other != before
+    wait_until(lambda: not psutil.pid_exists(other))
+    assert work.worker.pid() == before
+
+
+CYCLES = {"in-process": (300, 10_000), "subprocess": (12, 10_000)}
+
+
+@pytest.mark.parametrize("isolation", list(CYCLES))
+def test_loading_and_closing_again_and_again_leaves_nothing(employ: Employ, isolation: str) -> None:
+    cycle(employ, isolation, CYCLES[isolation][0])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(36_000)
+@pytest.mark.parametrize("isolation", list(CYCLES))
+def test_ten_thousand_cycles_leave_nothing(employ: Employ, isolation: str) -> None:
+    cycle(employ, isolation, CYCLES[isolation][1])
+
+
+def cycle(employ: Employ, isolation: str, times: int) -> None:
+    this, config = psutil.Process(), employ(isolation="in-process").config
+
+    def once() -> None:
+        with Loader(config=config) as loader:
+            assert loader.load("worker", isolation=isolation).double(2) == 4
+
+    def figures() -> tuple[int, int, int]:
+        gc.collect()
+        return this.num_fds(), threading.active_count(), this.memory_info().rss
+
+    for _ in range(times // 4):
+        once()
+    before, began = figures(), time.monotonic()
+    for _ in range(times):
+        once()
+    after = figures()
+    print(
+        f"{isolation}: {times} cycles in {time.monotonic() - began:.0f} s; descriptors, threads, bytes {before} {after}"
+    )
+    assert after[:2] <= before[:2]
+    assert after[2] - before[2] < 4_000_000
