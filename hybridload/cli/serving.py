@@ -42,11 +42,18 @@ def serve_plugin(
         list[str] | None,
         typer.Option("--protocol", help="grpc or netrpc; may be repeated, the first that will do is taken."),
     ] = None,
+    by_hand: Annotated[
+        bool,
+        typer.Option(
+            "--by-hand", help="Without a host: serve until Ctrl-C and print what to set for one (for a debugger)."
+        ),
+    ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Serve an installed entry point to the go-plugin host that starts this command.
 
-    Give this command line to a Go host as its plugin's command.
+    Give this command line to a Go host as its plugin's command. With --by-hand it is started by a person, and a
+    hybridload host takes it up that has HYBRIDLOAD_REATTACH set to what is printed.
     """
     session: Session = context.obj
     session.begin(debug, logs=False)
@@ -63,6 +70,7 @@ def serve_plugin(
         kind=kind or found.kind,
         options=dict(found.options) if options is None else read_options(options),
         outlive_host=outlive_host,
+        by_hand=by_hand,
         protocols=protocol or found.protocols or ("grpc", "netrpc"),
     )
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.launch_spec import KINDS, LaunchSpec, PluginSetReference, kinds_contract
-from hybridload.goplugin.serve import HostSide, check_cookie, serve_to
+from hybridload.goplugin.serve import HostSide, check_cookie, serve_by_hand, serve_to
 from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.serving import PROTOCOLS, Served, ServeOptions
 from hybridload.implementation import build_object, check_implementation, close_implementation
@@ -55,6 +55,7 @@ def serve_entry_point(
     options: Mapping[str, Any] | None = None,
     outlive_host: bool = False,
     protocols: Sequence[str] = PROTOCOLS,
+    by_hand: bool = False,
 ) -> None:
     """Serve an entry point to the go-plugin host that started this program. Returns when the host ends it.
 
@@ -66,10 +67,19 @@ def serve_entry_point(
     :param options: keyword arguments of the class or factory.
     :param outlive_host: as in `serve`.
     :param protocols: as in `serve`.
+    :param by_hand: serve until Ctrl-C to whichever host takes it up, under the entry point's name; see `serve` on
+        ``debug``.
     :raises SystemExit: with status 1, when no go-plugin host has started this program.
     :raises ConfigError: something that is named does not exist or is not what it should be.
     :raises ContractError: the entry point does not implement it in any version.
     """
+    serving = ServeOptions(protocols=tuple(protocols))
+    if by_hand:
+        contracts = PluginSetReference(plugins).resolve(resolve_reference(handshake, "the handshake"))
+        found = _installed(group, name, name)
+        served = implemented(found, contracts, options or {}, kind=kind, plugin=name)
+        serve_by_hand(name, served, options=serving)
+        return
     with HostSide(outlive_host=outlive_host) as host:
         shake = resolve_reference(handshake, "the handshake")
         check_cookie(shake)
@@ -78,7 +88,7 @@ def serve_entry_point(
             contracts = PluginSetReference(plugins).resolve(shake)
             found = _installed(group, name, name)
             served = implemented(found, contracts, options or {}, kind=kind, plugin=name)
-            serve_to(host, served, logging=False, options=ServeOptions(protocols=tuple(protocols)))
+            serve_to(host, served, logging=False, options=serving)
 
 
 def implemented(

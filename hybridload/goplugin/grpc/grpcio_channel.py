@@ -40,7 +40,8 @@ def open_channel(network: Network, address: str, options: Sequence[tuple[str, An
     """
     # A target is a URI: `%`, `?` and `#` in a path mean something else there.
     target = f"unix:{quote(address)}" if network == "unix" else f"dns:///{address}"
-    return grpc.insecure_channel(target, options=[*_OPTIONS, *options])
+    # Of an argument that is given twice, grpc's core may take either.
+    return grpc.insecure_channel(target, options=list({**dict(_OPTIONS), **dict(options)}.items()))
 
 
 def bridged_channel(bridge: ClientBridge, options: Sequence[tuple[str, Any]] = ()) -> BridgedChannel:

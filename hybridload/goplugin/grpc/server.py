@@ -87,7 +87,9 @@ class GrpcioServer:
         self._lanes = lanes
         self._on_idle = on_idle
         self._router = _Router(lanes)
-        self._server: Any = grpc.server(lanes[CALLS], options=[*_OPTIONS, *options])
+        # Of an argument that is given twice, grpc's core may take either.
+        given = list({**dict(_OPTIONS), **dict(options)}.items())
+        self._server: Any = grpc.server(lanes[CALLS], options=given)
         handlers: Any = (self._router,)
         self._server.add_generic_rpc_handlers(handlers)
         self._started = False
