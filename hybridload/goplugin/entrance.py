@@ -18,7 +18,7 @@ from hybridload.goplugin.host_environment import HostEnvironment
 from hybridload.goplugin.line import HandshakeLine, Protocol
 from hybridload.goplugin.streams.base import Listener, StreamError
 from hybridload.goplugin.streams.sockets import UnixAccess, listen_tcp, listen_unix
-from hybridload.goplugin.transport import TLS, MultiplexedTransport, SocketTransport, Transport, alpn_of
+from hybridload.goplugin.transport import TLS, MultiplexedTransport, MutualTLS, SocketTransport, Transport, alpn_of
 
 if TYPE_CHECKING:
     import ssl
@@ -127,13 +127,13 @@ class Entrance:
         if environment.client_certificate is None:
             return None
         from hybridload.goplugin.certificates import generate_certificate
-        from hybridload.goplugin.streams.tls import client_context, server_context
 
         host = environment.client_certificate.encode()
         own = self._certificate = generate_certificate()
         try:
-            alpn = alpn_of(self._protocol)
-            return TLS(client_context(own, host, alpn), server_context(own, host, alpn))
+            made = MutualTLS(own, host, alpn_of(self._protocol))
+            made.server  # noqa: B018  # a certificate that is none is found out here
+            return made
         except (OSError, ValueError) as error:  # ssl.SSLError is the former
             raise ConfigError(f"The host's certificate in PLUGIN_CLIENT_CERT cannot be read: {error}.") from error
 
