@@ -1,0 +1,62 @@
+"""What importing hybridload costs, and what a host whose plugins all run in-process never loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("grpc", "cryptography", "typer", "rich", "hybridload.cli", "hybridload.goplugin.client")
+
+IN_PROCESS_HOST = """
+import sys
+from hybridload import Contract, Handshake, Loader
+from shop import Till
+
+with Loader({"till": Contract(Till)}, handshake=Handshake("SHOP", "open"), config="plugins.toml") as loader:
+    till = loader.load("till", Till)
+    assert till.add(2, 3) == 5
+    loader.status("till"), loader.names(), loader.reload("till")
+    assert till.add(2, 3) == 5
+print(*sys.modules)
+"""
+SHOP = """
+from typing import Protocol
+
+class Till(Protocol):
+    def add(self, a: int, b: int) -> int: ...
+
+class Drawer:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+"""
+
+
+def imported(*arguments: str, cwd: Path | None = None) -> list[str]:
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("module", HEAVY)
+def test_importing_hybridload_does_not_load(module: str) -> None:
+    assert module not in imported("-c", "import sys, hybridload; print(*sys.modules)")
+
+
+def test_the_list_of_imports_as_the_interpreter_writes_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import hybridload"], capture_output=True, text=True, check=True
+    )
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hybridload" in names
+    assert not {name for name in names for heavy in HEAVY if name == heavy or name.startswith(heavy + ".")}
+
+
+def test_a_host_whose_plugins_are_all_in_process_loads_no_grpc(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "plugins.toml").write_text('[plugins.till]\nentry_point = "shop:Drawer"\n')
+    (tmp_path / "host.py").write_text(IN_PROCESS_HOST)
+    modules = imported("host.py", cwd=tmp_path)
+    assert "hybridload.isolation.in_process" in modules
+    assert not set(HEAVY) & set(modules)
