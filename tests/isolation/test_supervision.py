@@ -61,9 +61,10 @@ def test_a_retry_ends_with_the_deadline_of_its_call(employ: Employ) -> None:
     work = employ("call_timeout = 2.0", "max_restarts = 50", "backoff = 60.0", "backoff_max = 60.0")
     with pytest.raises(PluginCrashed):
         work.worker.last_words("first")
+    work.story.wait_for("running")  # at once the first time; in half a minute the second
     began = time.monotonic()
     with pytest.raises(CallTimeout, match="started again"):
-        work.worker.die()  # restarted at once the first time, and in half a minute the second
+        work.worker.die()
     assert time.monotonic() - began < 30
     assert work.status().state == "backing off"
     assert work.status().next_retry is not None
