@@ -10,6 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
     from hybridload.contract import Contract, Field, idempotent
+    from hybridload.deadlines import deadline
     from hybridload.errors import PluginError
     from hybridload.events import PluginEvent
     from hybridload.external import External
@@ -28,6 +29,7 @@ __all__ = [
     "PluginEvent",
     "PluginSet",
     "PluginStatus",
+    "deadline",
     "idempotent",
     "serve",
 ]
@@ -42,6 +44,7 @@ _MODULES = {
     "PluginEvent": "hybridload.events",
     "PluginSet": "hybridload.goplugin.plugins",
     "PluginStatus": "hybridload.loader",
+    "deadline": "hybridload.deadlines",
     "idempotent": "hybridload.contract",
     "serve": "hybridload.goplugin.serve",
 }

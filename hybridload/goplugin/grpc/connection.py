@@ -15,6 +15,7 @@ from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
+from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError, StartTimeout
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc import messages
@@ -179,8 +180,11 @@ class GRPCConnection:
         return self._stdio.absent
 
     def timeout(self) -> float | None:
-        """Seconds that the next call may take."""
-        return self._call_timeout
+        """Seconds that the next call may take.
+
+        :raises CallTimeout: the caller's deadline has passed.
+        """
+        return limited(self._call_timeout, self._name)
 
     def translate(
         self, error: Any, timeout: float | None, contract: Contract[Any] | None = None, stream: bool = False
@@ -198,7 +202,9 @@ class GRPCConnection:
                 return gone
             if code == "DEADLINE_EXCEEDED" and timeout is not None:
                 return CallTimeout(
-                    f"Plugin {self._name!r} did not answer within {timeout:g} s (call_timeout).", plugin=self._name
+                    f"Plugin {self._name!r} did not answer within {timeout:g} s "
+                    "(call_timeout, or the caller's deadline).",
+                    plugin=self._name,
                 )
         if contract is None:
             return RemoteError(message, plugin=self._name, code=code)

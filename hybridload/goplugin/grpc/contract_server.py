@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from hybridload.contract import Kind, encode_exception
+from hybridload.deadlines import deadline
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.handlers import Behavior, Engine, ServiceHandler, method_handler
 
@@ -99,6 +102,14 @@ class _Calls:
         raise self.engine.abort(context, "INVALID_ARGUMENT", f"the request cannot be read: {error}")
 
 
+def _caller_waits(context: Any) -> AbstractContextManager[None]:
+    """What the method calls back has to end before the call itself does."""
+    left = context.time_remaining()
+    return _NO_DEADLINE if left is None or left == inf else deadline(left)
+
+
+_NO_DEADLINE = nullcontext()
+
 Build = Callable[[_Calls, "WireMethod", Callable[..., Any]], Behavior]
 
 
@@ -111,7 +122,8 @@ def _unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behav
         except Exception as error:
             calls.refuse(error, context)
         try:
-            return encode(method(*args, **kwargs), objects)
+            with _caller_waits(context):
+                return encode(method(*args, **kwargs), objects)
         except BaseException as error:
             calls.fail(error, context)
 
@@ -190,7 +202,8 @@ def _async_unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) ->
         except Exception as error:
             calls.refuse(error, context)
         try:
-            return encode(_AsyncCall(loop, context).run(_awaited(method(*args, **kwargs))), objects)
+            with _caller_waits(context):
+                return encode(_AsyncCall(loop, context).run(_awaited(method(*args, **kwargs))), objects)
         except BaseException as error:
             calls.fail(error, context)
 

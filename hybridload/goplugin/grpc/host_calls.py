@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Status, decode_exception
+from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, PluginClosed
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ class HostCalls:
         self._contract = contract
 
     def timeout(self) -> float | None:
-        """No limit of the plugin's own."""
-        return None
+        """No limit of the plugin's own, but what is left of the call that this is part of."""
+        return limited(None, "host")
 
     def translate(self, error: Any, timeout: float | None, *, stream: bool = False) -> Exception:
         """The exception that the plugin's code sees."""

@@ -1,0 +1,50 @@
+"""A time by which calls must have ended, whoever makes them below: ``with deadline(0.5): …``.
+
+It is carried by a context variable, so it holds for everything that the block calls, in this thread or task. Nested
+deadlines end with the earliest. A call to a plugin in its own process is given what is left as its timeout, which
+cancels the work over there; a plugin that calls back meanwhile is held to the same deadline.
+
+An in-process call is a plain method call: nothing stands in between that could look at a clock, and no thread can be
+interrupted. Such a call runs to its end, whatever the deadline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from hybridload.errors import CallTimeout
+
+_ends: ContextVar[float | None] = ContextVar("hybridload_deadline", default=None)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Have every call to a plugin that is made in the block end in time.
+
+    :param seconds: from now until the calls must have ended, all together.
+    :raises CallTimeout: by the calls, not by the block.
+    """
+    end, outer = time.monotonic() + seconds, _ends.get()
+    token = _ends.set(end if outer is None else min(end, outer))
+    try:
+        yield
+    finally:
+        _ends.reset(token)
+
+
+def limited(timeout: float | None, plugin: str) -> float | None:
+    """What a call may take: its own timeout, or what is left until the deadline.
+
+    :param timeout: in seconds; `None` for no limit of its own.
+    :raises CallTimeout: nothing is left.
+    """
+    end = _ends.get()
+    if end is None:
+        return timeout
+    left = end - time.monotonic()
+    if left <= 0:
+        raise CallTimeout(f"Plugin {plugin!r} was not called: the deadline has passed already.", plugin=plugin)
+    return left if timeout is None else min(timeout, left)

@@ -1,0 +1,61 @@
+"""Deadlines around calls: they end the call, cancel the work, and hold for what is called back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from hybridload import deadline
+from hybridload.errors import CallTimeout
+
+from .conftest import PATIENCE, Row
+
+
+def test_calls_within_a_deadline_are_calls_as_ever(everything: Any) -> None:
+    with deadline(PATIENCE):
+        assert everything.echo_text("in time") == "in time"
+        assert list(everything.count(0, 3)) == [0, 1, 2]
+        assert asyncio.run(everything.slow_text("in time")) == "in time"
+
+
+def test_a_call_ends_with_the_deadline_and_so_does_its_work(everything: Any, row: Row, key: str) -> None:
+    if row.differs("no-deadlines"):
+        everything.release(key)
+        with deadline(0.0):
+            everything.hold(key)
+        return
+    begun = time.monotonic()
+    with deadline(PATIENCE), deadline(0.3), deadline(PATIENCE), pytest.raises(CallTimeout):
+        asyncio.run(everything.forever(key))
+    assert time.monotonic() - begun < PATIENCE
+    assert everything.ended(key)
+
+
+def test_nothing_is_sent_after_the_deadline(everything: Any, row: Row) -> None:
+    with deadline(0.0):
+        if row.differs("no-deadlines"):
+            assert everything.echo_text("late") == "late"
+        else:
+            with pytest.raises(CallTimeout, match="has passed already"):
+                everything.echo_text("late")
+    assert everything.echo_text("after it") == "after it"
+
+
+def test_what_is_called_back_is_held_to_the_deadline(everything: Any, row: Row) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.left = 0.0
+
+        def hear(self, text: str) -> str:
+            from hybridload.deadlines import limited
+
+            self.left = limited(None, "host") or 0.0
+            return text
+
+    listener = Listener()
+    with deadline(PATIENCE):
+        everything.tell(listener, ["how long?"])
+    assert 0 < listener.left <= PATIENCE + 1  # grpcio rounds up, and goes by the wall clock
