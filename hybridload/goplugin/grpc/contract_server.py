@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
-from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from hybridload.contract import Kind, encode_exception
@@ -105,10 +104,12 @@ class _Calls:
 def _caller_waits(context: Any) -> AbstractContextManager[None]:
     """What the method calls back has to end before the call itself does."""
     left = context.time_remaining()
-    return _NO_DEADLINE if left is None or left == inf else deadline(left)
+    return _NO_DEADLINE if left is None or left > _LONGEST else deadline(left)
 
 
 _NO_DEADLINE = nullcontext()
+_LONGEST = 366 * 86400.0
+"""Seconds. grpcio gives some hundred years for a call without a deadline."""
 
 Build = Callable[[_Calls, "WireMethod", Callable[..., Any]], Behavior]
 
