@@ -27,6 +27,7 @@ _LEVELS = {
     "closed": logging.DEBUG,
     "configured": logging.INFO,
     "kept": logging.WARNING,
+    "cut off": logging.WARNING,
 }
 
 
@@ -37,7 +38,8 @@ class PluginEvent:
     :param plugin: its name; `None` for what concerns the configuration as a whole.
     :param what: the state that it came to (``"starting"``, ``"running"``, ``"crashed"``, ``"backing off"``,
         ``"failed over"``, ``"failed"``, ``"closed"``); ``"configured"`` when a changed configuration was applied,
-        ``"kept"`` when a change or a reload was refused and what ran before goes on.
+        ``"kept"`` when a change or a reload was refused and what ran before goes on, ``"cut off"`` when calls were
+        still in flight long after the place that they ran in was left.
     :param message: a sentence about it, which the log record has too.
     :param isolation: where it runs, is being started, or ran last.
     :param pid: of the process that it runs in.
