@@ -192,6 +192,11 @@ class Loader:
         """
         return self._host.events.subscribe(callback)
 
+    def loaded(self) -> dict[str, tuple[Any, ...]]:
+        """The objects in hand of each plugin that is loaded, one per kind; in the order of loading."""
+        with self._lock:
+            return {name: tuple(plugin.handles()) for name, plugin in self._loaded.items() if plugin.kinds()}
+
     def status(self, name: str) -> PluginStatus:
         """What became of a plugin.
 
