@@ -290,11 +290,14 @@ def _tries(method: Method, service: Service) -> int:
 
 def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
     name, tries = method.name, _tries(method, service)
+    enter, leave = door.enter_now, door.leave
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        until, left = door.deadline(), tries
+        until, left = None if door.call_timeout is None else door.deadline(), tries
         while True:
-            place = door.enter(until)
+            place = enter()
+            if place is None:
+                place = door.enter(until)
             try:
                 return place.methods[kind][name](*args, **kwargs)
             except PluginCrashed:
@@ -303,7 +306,7 @@ def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[.
                 if not left:
                     raise
             finally:
-                door.leave(place)
+                leave(place)
 
     return call
 

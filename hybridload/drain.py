@@ -7,6 +7,7 @@ that no call is lost, and none is sent twice.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,29 +16,34 @@ from typing import Any
 
 
 class Gate:
-    """Counts the calls in flight in one running plugin. Open at first."""
+    """Counts the calls in flight in one running plugin. Open at first.
+
+    Entering and leaving take no lock, for they are part of every call. A call counts itself first and looks whether the
+    gate is open then; whoever closes it does so first and counts then. So one of them sees the other.
+    """
 
     __slots__ = ("_changed", "_closed", "_inside", "_open")
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
+        self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
         self._open = True
         self._closed = False
 
     def enter(self) -> bool:
         """Count one more call; false, and nothing counted, when the gate is not open."""
-        with self._changed:
-            if not self._open:
-                return False
-            self._inside += 1
+        self._inside.append(None)
+        if self._open:
             return True
+        self.leave()
+        return False
 
     def leave(self) -> None:
-        """Count one less."""
-        with self._changed:
-            self._inside -= 1
-            if not self._open and not self._inside:
+        """Count one less; in a forked child maybe one that was counted before the fork, and is not any more."""
+        if self._inside:
+            self._inside.pop()
+        if not self._open and not self._inside:
+            with self._changed:
                 self._changed.notify_all()
 
     @property
@@ -65,26 +71,33 @@ class Gate:
 class Limit:
     """Lets so many calls in at once; the others take turns, first come, first served.
 
+    Where there is no limit, entering takes no lock. Leaving takes one only when somebody waits: who leaves does so
+    first and looks for turns then, who queues does so first and looks for room then, so one of them sees the other.
+
     :param most: calls; infinity for no limit.
     """
 
     def __init__(self, most: float) -> None:
         self.most = most
         self._lock = threading.Lock()
-        self._inside = 0
+        self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
         self._turns: deque[Future[None]] = deque()
 
     @property
     def inside(self) -> int:
         """How many calls are counted."""
-        return self._inside
+        return len(self._inside)
 
     def enter(self) -> bool:
         """Count one more call; false, and nothing counted, when there are as many as may be."""
+        if self.most == math.inf:
+            self._inside.append(None)
+            return True
         with self._lock:
-            if self._inside >= self.most:
+            self._hand_out()
+            if len(self._inside) >= self.most:
                 return False
-            self._inside += 1
+            self._inside.append(None)
             return True
 
     def queue(self) -> Future[None]:
@@ -92,32 +105,31 @@ class Limit:
         that fails it has come, and `leave` has to give it back."""
         turn: Future[None] = Future()
         with self._lock:
-            if self._inside < self.most:
-                self._inside += 1
-                turn.set_result(None)
-            else:
-                self._turns.append(turn)
+            self._turns.append(turn)
+            self._hand_out()
         return turn
 
     def leave(self) -> None:
-        """Count one less, or hand the place to whoever is next."""
-        with self._lock:
-            while self._turns and self._inside <= self.most:
-                turn = self._turns.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._inside -= 1
+        """Count one less, as a gate does; the place is for whoever is next."""
+        if self._inside:
+            self._inside.pop()
+        if self._turns:
+            with self._lock:
+                self._hand_out()
 
     def resize(self, most: float) -> None:
         """Let another number in from now on; who is inside stays."""
         with self._lock:
             self.most = most
-            while self._turns and self._inside < most:
-                turn = self._turns.popleft()
-                if turn.set_running_or_notify_cancel():
-                    self._inside += 1
-                    turn.set_result(None)
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Let in whoever waits and has room. Called with the lock held."""
+        while self._turns and len(self._inside) < self.most:
+            turn = self._turns.popleft()
+            if turn.set_running_or_notify_cancel():
+                self._inside.append(None)
+                turn.set_result(None)
 
 
 class CountedStream:
