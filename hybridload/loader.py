@@ -49,6 +49,9 @@ class Loader:
     :param handshake: shared with every plugin that runs in its own process. May come from the config instead.
     :param group: entry point group in which installed packages offer plugins.
     :param config: path of a ``plugins.toml``, or of a ``pyproject.toml`` with a ``[tool.hybridload]`` table.
+    :param strict: have in-process calls travel through the contract: arguments, results and exceptions are copies, and
+        what could not be sent to a process is refused. For tests of a host that may isolate its plugins one day. What
+        the config says of each plugin by default.
     :raises ConfigError: the configuration or an argument is wrong.
     :raises ContractError: an interface of the set cannot travel.
     """
@@ -60,6 +63,7 @@ class Loader:
         handshake: Handshake | None = None,
         group: str | None = None,
         config: str | os.PathLike[str] | None = None,
+        strict: bool | None = None,
     ) -> None:
         self._settings: Settings = load_settings(config, environ=os.environ)
         reference = self._settings.host.plugins if plugins is None else None
@@ -73,7 +77,7 @@ class Loader:
         _check_idempotent(self._plugins)
         self._group = group
         self._sources = Sources(self._settings, group=group)
-        self._host = Host(self._plugins, reference, handshake, self._settings.host.watch)
+        self._host = Host(self._plugins, reference, handshake, self._settings.host.watch, strict)
         self._lock = threading.Lock()
         self._loaded: dict[str, LoadedPlugin] = {}
         self._closed = False

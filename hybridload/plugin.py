@@ -75,11 +75,11 @@ _LIVE = frozenset(
     {
         *(each.name for each in fields(Policy)),
         *("isolation", "isolation_from", "max_concurrency", "when_busy", "after_fork", "watch", "enabled"),
-        *("fallback_on_checksum", "start_timeout"),
+        *("fallback_on_checksum", "start_timeout", "strict"),
     }
 )
 """Settings that are applied to a plugin that runs; any other needs a new start."""
-_OF_OBJECTS = frozenset({"entry_point", "options"})
+_OF_OBJECTS = frozenset({"entry_point", "options", "strict"})
 """The settings that make an in-process object what it is; the others are about processes."""
 
 
@@ -130,6 +130,7 @@ class Host:
     reference: str | None
     handshake: Handshake
     watch: bool
+    strict: bool | None = None
     lifeline: Lifeline = field(default_factory=Lifeline)
     loop: Loop = field(default_factory=Loop)
     events: Events = field(default_factory=Events)
@@ -668,6 +669,7 @@ class LoadedPlugin:
             resolution=self.resolution,
             sources=self._sources,
             lifeline=self._host.lifeline,
+            strict=self.resolution.settings.strict if self._host.strict is None else self._host.strict,
             opening=opening,
         )
 

@@ -131,6 +131,7 @@ DEFAULTS: dict[str, Key] = {
     "when_busy": Key(Literal["wait", "error"], '"wait" or "error"'),
     "after_fork": Key(Literal["closed", "restart"], '"closed" or "restart"'),
     "watch": Key(bool, "true or false"),
+    "strict": Key(bool, "true or false"),
     "fallback_on_checksum": Key(bool, "true or false"),
     "enabled": Key(bool, "true or false"),
 }

@@ -90,6 +90,8 @@ class PluginSettings:
     """`"closed"` or `"restart"`: what a forked child of the host has in its hands."""
     watch: bool | None = None
     """Whether a change of its program reloads it."""
+    strict: bool = False
+    """Whether in-process calls travel through the contract, as calls to a process do."""
     fallback_on_checksum: bool = False
     enabled: bool = True
     isolation_from: str | None = None

@@ -52,6 +52,7 @@ class Request:
 
     :param kind: the kind that was asked for first; a running plugin may be asked for others.
     :param plugin_reference: where a child process finds the plugin set, as ``module:NAME``; `None` when unknown.
+    :param strict: whether in-process calls travel through the contract.
     :param opening: told of what is started, so that it can be called off.
     """
 
@@ -63,6 +64,7 @@ class Request:
     resolution: Resolution
     sources: Sources
     lifeline: Lifeline
+    strict: bool = False
     opening: Opening = field(default_factory=Opening)
 
 
@@ -76,7 +78,7 @@ class Running(Protocol):
     version: int
     """The version of the plugin set that is in use."""
     direct: bool
-    """Whether the methods are the real object's own, which nothing may wrap."""
+    """Whether the methods run in this interpreter and go into the slots as they are, which nothing may wrap."""
 
     def methods(self, kind: str) -> Methods:
         """The callables for a kind of the plugin set, by method name.

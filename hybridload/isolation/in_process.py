@@ -26,25 +26,33 @@ class InProcess:
         version = max(request.plugins)
         service = _service(request.plugins, version, request.kind, request.name)
         built = build_implementation(found, service, request.resolution.settings.options, plugin=request.name)
-        return InProcessPlugin(built, request.plugins, version, request.name)
+        return InProcessPlugin(built, request.plugins, version, request.name, strict=request.strict)
 
 
 class InProcessPlugin:
-    """A Python object, offered as a running plugin."""
+    """A Python object, offered as a running plugin.
+
+    :param strict: whether its calls travel through the contract.
+    """
 
     protocol = None
     direct = True
 
-    def __init__(self, built: object, plugins: VersionedPlugins, version: int, name: str) -> None:
+    def __init__(self, built: object, plugins: VersionedPlugins, version: int, name: str, *, strict: bool) -> None:
         self.pid: int | None = os.getpid()
         self.version = version
         self._built: object | None = built
         self._plugins = plugins
         self._name = name
+        self._strict = strict
 
     def methods(self, kind: str) -> Methods:
         service = _service(self._plugins, self.version, kind, self._name)
         check_implementation(self._built, service, plugin=self._name)
+        if self._strict:
+            from hybridload.isolation.strict import strict_methods
+
+            return strict_methods(service, self._built, self._name)
         return {method.name: getattr(self._built, method.name) for method in service.methods}
 
     def gone(self) -> Exception | None:

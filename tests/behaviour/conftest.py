@@ -46,6 +46,10 @@ class Row:
         return self.where if self.engine is None else f"{self.where}, {self.engine}"
 
     @property
+    def strict(self) -> bool:
+        return self.where == "strict in-process"
+
+    @property
     def go(self) -> bool:
         return self.where == "external Go"
 
@@ -56,6 +60,7 @@ class Row:
 
 ROWS = [
     Row("in-process", "in-process"),
+    Row("strict in-process", "in-process"),
     *(
         Row(where, isolation, engine)
         for where, isolation in (
@@ -106,6 +111,7 @@ def plugin(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.T
         f"command = {command}\n"
         f'env = {{ PYTHONPATH = "{SITE}" }}\n'
         f'isolation = "{row.isolation}"\n'
+        f"strict = {str(row.strict).lower()}\n"
     )
     folder = Path(tempfile.mkdtemp(prefix="hl-", dir="/tmp"))
     before = Baseline.take(uuid.uuid4().hex, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 import time
@@ -193,6 +194,27 @@ def test_a_plugin_that_is_switched_off_is_not_loaded(reporter: Any, open_loader:
 def test_options_are_the_arguments_of_the_class(reporter: Any, isolation: str) -> None:
     _, plugin = reporter(isolation, "options = { a = 1, b = [true, 2.5], c = { d = 'ü' } }")
     assert plugin.place()[2] == "{'a': 1, 'b': [True, 2.5], 'c': {'d': 'ü'}}"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_in_process_calls_travel_through_the_contract_or_not(reporter: Any, strict: bool) -> None:
+    loader, plugin = reporter("in-process", "strict = true" if strict else "strict = false")
+    assert (plugin.environment() is plugin.environment()) is not strict
+    assert plugin.environment() == plugin.environment()
+    assert inspect.ismethod(plugin.environment) is not strict
+    if strict:
+        with pytest.raises(TypeError, match="seconds"):
+            plugin.wait("0")
+    loader.switch("reporter", "subprocess")
+    loader.switch("reporter", "in-process")
+    assert (plugin.environment() is plugin.environment()) is not strict
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_loaders_strict_wins_over_the_configs(reporter: Any, open_loader: Open, strict: bool) -> None:
+    config = CONFIG + ("strict = false" if strict else "strict = true")
+    plugin = open_loader(config=config, strict=strict).load("reporter")
+    assert (plugin.environment() is plugin.environment()) is not strict
 
 
 def test_options_of_a_program_are_json_in_a_variable(reporter: Any) -> None:
