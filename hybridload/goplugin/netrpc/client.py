@@ -8,7 +8,11 @@ while no caller does.
 
 net/rpc cannot cancel: a caller that gives up is forgotten, and its answer is passed over when it comes.
 
-Locks are taken in this order: `_sending`, `_lock`. Neither is held while the stream is received from.
+Sending is combined: a call is encoded into what is unsent, and whoever finds that nobody sends, sends all of it. So one
+system call carries what several threads asked meanwhile, and none of them waits for another's.
+
+Locks are taken in this order: `_sending`, `_encoding`, `_lock`. None is held while the stream is received from, and
+only `_sending` while it is sent on.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
 from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset
 
-_CHUNK = 65536  # bytes per receive
+_CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
 
 
 class NetRPCClient:
@@ -44,9 +48,12 @@ class NetRPCClient:
         self._name = name
         self._rpc = RpcClient(self.registry, limits=limits)
         self._sending = threading.Lock()
+        self._encoding = threading.Lock()  # guards the sending half of `_rpc`, and the next two
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self._lock = threading.Lock()
         self._calls: dict[int, PendingCall] = {}
-        self._reading = False
+        self._reader: PendingCall | None = None  # who has the role of reading
         self._asleep: dict[PendingCall, None] = {}  # callers that wait for an answer or the role, in order
         self._followed = 0  # calls that nobody waits for on a thread of its own
         self._may_follow = threading.Condition(self._lock)
@@ -137,20 +144,40 @@ class NetRPCClient:
         reply_type: GoType | None,
         on_done: Callable[[PendingCall], None] | None = None,
     ) -> PendingCall:
-        with self._sending:
+        with self._encoding:
             if self._ended is not None:
                 raise _again(self._ended)
             seq, data = self._rpc.call(method, argument, argument_type, reply_type)
-            call = self._calls[seq] = PendingCall(seq, on_done)
-            if on_done is not None:
-                with self._lock:
-                    self._followed += 1
+            call = PendingCall(seq, on_done)
+            self._register(call)
+            self._unsent.append(data)
+            self._unsent_bytes += len(data)
+        # Whoever is sending takes it along, unless that is so much that it had better be waited for.
+        while self._unsent and self._sending.acquire(blocking=self._unsent_bytes > _CHUNK):
             try:
-                self._stream.send(data)
-            except StreamError as error:
-                self._end(error)
-                raise
+                self._send_unsent()
+            finally:
+                self._sending.release()
         return call
+
+    def _register(self, call: PendingCall) -> None:
+        with self._lock:
+            if self._ended is not None:
+                raise _again(self._ended)
+            self._calls[call.seq] = call
+            if call.on_done is not None:
+                self._followed += 1
+
+    def _send_unsent(self) -> None:
+        """Called with `_sending` held. When it fails, all calls do, and that is how their callers learn of it."""
+        with self._encoding:
+            unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
+        if not unsent:
+            return
+        try:
+            self._stream.send(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        except StreamError as error:
+            self._end(error)
 
     # Waiting and reading
 
@@ -158,17 +185,23 @@ class NetRPCClient:
         deadline = None if timeout is None else time.monotonic() + timeout
         remaining = timeout
         with self._lock:
-            while not call.done:
-                if deadline is not None:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        self._forget(call)
-                        break
-                if self._reading:
-                    self._sleep(call, remaining)
-                else:
-                    self._read(remaining)
-            self._pass_on()
+            try:
+                while not call.done:
+                    if self._reader is None:
+                        self._reader = call
+                    if self._reader is call:
+                        self._read(remaining)
+                    else:
+                        self._sleep(call, remaining)
+                    if deadline is not None and not call.done:
+                        remaining = deadline - time.monotonic()
+                        if remaining <= 0:
+                            break
+            finally:
+                if not call.done:
+                    self._forget(call)
+                if self._reader is call:
+                    self._pass_on()
         return call.outcome()
 
     def _sleep(self, call: PendingCall, timeout: float | None) -> None:
@@ -184,13 +217,18 @@ class NetRPCClient:
             self._asleep.pop(call, None)
 
     def _pass_on(self) -> None:
-        """Let somebody who waits read, if nobody does. Called with the lock held."""
-        if self._reading:
-            return
+        """Give the role to the caller that came last, whose answer is the furthest; without one, to the follower.
+
+        It is given, not left to be taken: a caller that comes back at once would take it, and the other be woken for
+        nothing. Called with the lock held, by whoever has the role.
+        """
         if self._asleep:
-            self._wake(next(reversed(self._asleep)))
-        elif self._followed:
-            self._may_follow.notify()
+            self._reader = heir = next(reversed(self._asleep))
+            self._wake(heir)
+        else:
+            self._reader = None
+            if self._followed:
+                self._may_follow.notify()
 
     def _wake(self, call: PendingCall) -> None:
         if call in self._asleep:
@@ -200,7 +238,6 @@ class NetRPCClient:
 
     def _read(self, timeout: float | None) -> None:
         """Receive once and settle the calls that are answered. Called with the lock held, which it lets go."""
-        self._reading = True
         self._lock.release()
         failure: StreamError | None = None
         replies: list[Reply] = []
@@ -219,7 +256,6 @@ class NetRPCClient:
                 failure = StreamReset(f"{self._stream.peer}: {error}")
         finally:
             self._lock.acquire()
-            self._reading = False
         for reply in replies:
             self._settle(reply)
         if failure is not None:
@@ -250,10 +286,16 @@ class NetRPCClient:
                 self._followed -= 1
 
     def _follow(self) -> None:
+        me = PendingCall(-1, None)
         with self._lock:
             while self._ended is None:
-                if self._followed and not self._reading:
+                if self._followed and self._reader is None:
+                    self._reader = me
                     self._read(None)
+                    # Callers come first. Nobody is told when there are none: the next turn of this loop sees to it.
+                    self._reader = None
+                    if self._asleep:
+                        self._pass_on()
                 else:
                     self._may_follow.wait()
 

@@ -66,8 +66,7 @@ def _header(decoder: Decoder, header: Struct) -> Any:
         raise GobCorrupt(f"Not net/rpc, where a {header.name} was due. {mismatch}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """What came of a call.
 
     :param seq: the call's number.
@@ -202,6 +201,8 @@ class RpcClient:
             self._answer = None
             if self._pop(reply.seq):
                 yield reply
+            if self._decoder.at_boundary:
+                return
 
     def _next_answer(self) -> tuple[int, str] | None:
         seq = self._decoder.take_known(self._answers)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset
-from hybridload.goplugin.streams.reading import Reading, Waiter
+from hybridload.goplugin.streams.reading import MOMENT, Reading, Waiter
 from hybridload.goplugin.streams.yamux import (
     Config,
     DataReceived,
@@ -201,6 +201,10 @@ class Mux:
         except OSError as error:
             self._end(self._broken(error))
             return
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        """Hand out what was received. Called by whoever has the role, without `_lock`."""
         if not data:
             self._end(StreamReset(f"{self.peer} ended the connection under the yamux session"))
             return
@@ -218,6 +222,39 @@ class Mux:
             self._end(StreamReset(f"the yamux session with {self.peer} is over: {failure.message}"))
         elif self._session.has_data_to_send:
             self._flush()
+
+    def _read_only(self, stream: MuxStream, timeout: float | None) -> bytes | None:
+        """Read once for a stream that waits for an answer, past all that is for others. Called with `_lock` held.
+
+        :return: what came for it; `None` when it was anything but one frame of its data. That has been handed out.
+        """
+        if not self._reading.take():
+            return None
+        timeout = MOMENT if timeout is None else min(timeout, MOMENT)
+        self._lock.release()
+        try:
+            try:
+                data = self._below.receive(_CHUNK, timeout)
+                if self._session.awaits_body(stream.stream_id, data):
+                    try:
+                        data += self._below.receive(_CHUNK, timeout)
+                    except TimeoutError:
+                        pass
+                plain = None
+                with self._lock:
+                    if not stream._closed:
+                        plain = self._session.receive_only(stream.stream_id, data)
+                if plain is None:
+                    self._take_in(data)
+            except TimeoutError:
+                return None
+            except OSError as error:
+                self._end(self._broken(error))
+                return None
+        finally:
+            self._lock.acquire()
+            self._reading.give_back()
+        return plain
 
     def _hand_out(self, event: Event) -> None:
         if isinstance(event, DataReceived):
@@ -446,9 +483,15 @@ class MuxStream:
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         mux = self._mux
         with mux._lock:
-            if not self._has_news() and not mux._reading.wait(self._has_news, self._waiters, _deadline(timeout)):
-                raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
-            data = self._take(max_bytes)
+            data = None
+            if not self._has_news():
+                deadline = _deadline(timeout)
+                if max_bytes >= _CHUNK:
+                    data = mux._read_only(self, timeout)
+                if data is None and not mux._reading.wait(self._has_news, self._waiters, deadline):
+                    raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
+            if data is None:
+                data = self._take(max_bytes)
         if mux._session.has_data_to_send:
             mux._flush()
         return data

@@ -275,7 +275,7 @@ class TLSStream:
                     return b""
                 if not self._incoming.pending and not self._incoming.eof and not self._tls.pending():
                     return None  # told apart here because an exception costs more
-                return self._read_record(max_bytes)
+                return self._read_records(max_bytes)
         except ssl.SSLWantReadError:
             return None
         except ssl.SSLError as error:
@@ -283,6 +283,22 @@ class TLSStream:
         finally:
             if self._outgoing.pending:
                 self._flush_unless_busy()
+
+    def _read_records(self, max_bytes: int) -> bytes:
+        """All that is at hand, since many senders make a record of a header and another of its body.
+
+        Called with `_state` held.
+        """
+        plain = self._read_record(max_bytes)
+        while self._incoming.pending and not self._ended and len(plain) < max_bytes:
+            try:
+                plain += self._read_record(max_bytes - len(plain))
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLError as error:  # for the next receiver; what came before is good
+                self._fail(self._broken(error))
+                break
+        return plain
 
     def _read_record(self, max_bytes: int) -> bytes:
         """Called with `_state` held."""

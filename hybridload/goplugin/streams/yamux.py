@@ -367,6 +367,33 @@ class Session:
             events.append(self.fail(Reason.INTERNAL_ERROR, message))
         return events
 
+    def receive_only(self, stream_id: int, data: bytes) -> bytes | None:
+        """The short way in, for what mostly comes: one whole frame of data for this stream, and nothing else.
+
+        :return: the frame's data, already counted as consumed. `None` when it is anything else; then nothing has
+            happened, and the bytes are for `receive_data`.
+        """
+        size = len(data) - _HEADER.size
+        if size <= 0 or self._body or self._partial or self.failure is not None:
+            return None
+        if _HEADER.unpack_from(data) != (VERSION, DATA, 0, stream_id, size):
+            return None
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.skipping or stream.half not in _FIN_RECEIVED or size > stream.receive_window:
+            return None
+        stream.receive_window -= size
+        stream.consumed += size
+        if stream.consumed >= self._config.window // 2:
+            self._update_window(stream, 0)
+        return data[_HEADER.size :]
+
+    def awaits_body(self, stream_id: int, data: bytes) -> bool:
+        """Whether these bytes are a header for `receive_only`, sent ahead of its data, as hashicorp/yamux does."""
+        if len(data) != _HEADER.size or self._body or self._partial:
+            return False
+        *start, length = _HEADER.unpack(data)
+        return length > 0 and start == [VERSION, DATA, 0, stream_id]
+
     def _receive_header(
         self, events: list[Event], version: int, kind: int, flags: int, stream_id: int, length: int
     ) -> None:

@@ -603,3 +603,64 @@ class TwoEnds(RuleBasedStateMachine):
 
 TestTwoEnds: Callable[[], object] = TwoEnds.TestCase
 TestTwoEnds.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)  # type: ignore[attr-defined]
+
+
+_CHUNKS = st.lists(
+    st.one_of(
+        st.builds(
+            frame,
+            st.sampled_from([DATA, DATA, DATA, WINDOW_UPDATE, PING, GO_AWAY, 7]),
+            st.sampled_from([0, 0, 0, SYN, ACK, FIN, RST]),
+            st.sampled_from([1, 1, 3, 0]),
+            body=st.binary(max_size=60_000),
+        ),
+        st.binary(max_size=40),
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None)
+@given(_CHUNKS, st.integers(0, 30), st.sampled_from(["open", "closed", "finished"]))
+def test_the_short_way_in_ends_where_the_long_one_does(chunks: list[bytes], cut: int, state: str) -> None:
+    short, long = Session(client=True), Session(client=True)
+    for session in (short, long):
+        assert session.open() == 1
+        if state == "closed":
+            session.close(1)
+        elif state == "finished":
+            session.close_write(1)
+        session.data_to_send()
+    for chunk in chunks:
+        for piece in filter(None, (chunk[:cut], chunk[cut:])) if len(chunk) % 2 else (chunk,):
+            events = long.receive_data(piece)
+            for event in events:
+                if isinstance(event, DataReceived):
+                    long.consumed(event.stream_id, len(event.data))
+            plain = short.receive_only(1, piece)
+            if plain is None:
+                found = short.receive_data(piece)
+                for event in found:
+                    if isinstance(event, DataReceived):
+                        short.consumed(event.stream_id, len(event.data))
+            else:
+                found = [DataReceived(1, plain)]
+            assert found == events
+            assert short.data_to_send() == long.data_to_send()
+            assert short.exists(1) == long.exists(1)
+
+
+def test_the_short_way_in_takes_a_frame_and_knows_its_header() -> None:
+    session = Session(client=True)
+    stream_id = session.open()
+    data = frame(DATA, stream_id=stream_id, body=b"answer")
+    assert session.awaits_body(stream_id, data[:12])
+    assert not session.awaits_body(stream_id + 2, data[:12])
+    assert not session.awaits_body(stream_id, data)
+    assert session.receive_only(stream_id, data) == b"answer"
+    assert session.receive_only(stream_id, data[:-1]) is None
+    assert session.receive_only(stream_id, data + data) is None
+    assert session.receive_data(data[:5]) == []
+    assert not session.awaits_body(stream_id, data[:12])
+    assert session.receive_only(stream_id, data) is None
+    assert session.receive_data(data[5:]) == [DataReceived(stream_id, b"answer")]
