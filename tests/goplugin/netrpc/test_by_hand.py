@@ -1,4 +1,4 @@
-"""Hand-written net/rpc plugins, in both roles, and the broker between the two: with Go or with Python at the other end."""
+"""Hand-written net/rpc plugins in both roles, and the broker between the two: with Go or Python at the other end."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_the_hosts_half_calls_by_name(new_client: NewClient, command: list[str |
     torture = client.dispense("torture").client
     assert client.protocol == "netrpc"
     assert torture.call("Plugin.Echo", b"\0\xff" * 100_000, bytes, bytes) == b"\0\xff" * 100_000
-    with pytest.raises(RemoteError, match="^no such luck$"):
+    with pytest.raises(RemoteError, match=r"^no such luck$"):
         torture.call("Plugin.Fail", "no such luck")
     with pytest.raises(RemoteError, match=r"^rpc: can't find method Plugin\.Nowhere$"):
         torture.call("Plugin.Nowhere", "x")
@@ -220,7 +220,7 @@ def test_methods_without_hints_and_asynchronous_ones(new_client: NewClient, prog
     assert torture.call("Plugin.Nothing") is None
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda n: torture.call("Plugin.Double", n), range(200))) == list(range(0, 400, 2))
-    with pytest.raises(RemoteError, match="^later$"):
+    with pytest.raises(RemoteError, match=r"^later$"):
         torture.call("Plugin.FailLater", "later")
 
 
