@@ -60,3 +60,34 @@ def test_a_host_whose_plugins_are_all_in_process_loads_no_grpc(tmp_path: Path) -
     modules = imported("host.py", cwd=tmp_path)
     assert "hybridload.isolation.in_process" in modules
     assert not set(HEAVY) & set(modules)
+
+
+SELF_AWARE = """
+import sys
+from typing import Protocol
+
+class Aware(Protocol):
+    def modules(self) -> list[str]: ...
+
+class Self:
+    def modules(self) -> list[str]:
+        return sorted(sys.modules)
+"""
+ITS_HOST = """
+from aware import Aware
+from hybridload import Contract, Handshake, Loader
+
+with Loader({"aware": Contract(Aware)}, handshake=Handshake("AWARE", "yes"), config="plugins.toml") as loader:
+    print(*loader.load("self", Aware).modules())
+"""
+
+
+def test_a_plugin_that_serves_grpc_loads_nothing_of_net_rpc(tmp_path: Path) -> None:
+    (tmp_path / "aware.py").write_text(SELF_AWARE)
+    (tmp_path / "plugins.toml").write_text(
+        '[plugins.self]\nentry_point = "aware:Self"\nkind = "aware"\nisolation = "subprocess"\n'
+    )
+    (tmp_path / "host.py").write_text(ITS_HOST)
+    modules = imported("host.py", cwd=tmp_path)
+    assert "hybridload.goplugin.grpc.serving" in modules
+    assert not [module for module in modules if module.startswith("hybridload.goplugin.netrpc")]

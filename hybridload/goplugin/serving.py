@@ -148,13 +148,14 @@ def choose_protocol(kinds: Mapping[str, Served], protocols: Sequence[str]) -> st
     :param protocols: in the order of preference.
     :raises ConfigError: there is no such protocol.
     """
-    refusals = {protocol: list(_refusals(kinds, protocol)) for protocol in protocols}
-    for protocol, refused in refusals.items():
-        if not refused:
+    refused = ""
+    for protocol in protocols:  # what the first can do is not asked of the next: each has much to import
+        refusals = list(_refusals(kinds, protocol))
+        if not refusals:
             return protocol
-    listed = "".join(f"\n  over {protocol}: {words}" for protocol, refused in refusals.items() for words in refused)
+        refused += "".join(f"\n  over {protocol}: {words}" for words in refusals)
     raise ConfigError(
-        f"The plugin set ({', '.join(kinds)}) cannot be served: all its kinds share one protocol.{listed}"
+        f"The plugin set ({', '.join(kinds)}) cannot be served: all its kinds share one protocol.{refused}"
     )
 
 

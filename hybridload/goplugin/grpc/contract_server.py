@@ -123,7 +123,10 @@ def _unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behav
         except Exception as error:
             calls.refuse(error, context)
         try:
-            with _caller_waits(context):
+            left = context.time_remaining()
+            if left is None or left > _LONGEST:
+                return encode(method(*args, **kwargs), objects)
+            with deadline(left):
                 return encode(method(*args, **kwargs), objects)
         except BaseException as error:
             calls.fail(error, context)

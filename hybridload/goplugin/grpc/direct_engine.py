@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -180,27 +181,32 @@ class _Watched(Server):
 
 
 class _Tally:
-    """How many calls are in flight."""
+    """How many calls are in flight.
 
-    __slots__ = ("_changed", "_count")
+    Entering and leaving take no lock, for they are part of every call: who waits says so first and counts then, who
+    leaves does so first and looks for waiters then, so one of them sees the other.
+    """
+
+    __slots__ = ("_awaited", "_changed", "_inside")
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._count = 0
+        self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
+        self._awaited = False
 
     def enter(self) -> None:
-        with self._changed:
-            self._count += 1
+        self._inside.append(None)
 
     def leave(self) -> None:
-        with self._changed:
-            self._count -= 1
-            if not self._count:
+        self._inside.pop()
+        if self._awaited and not self._inside:
+            with self._changed:
                 self._changed.notify_all()
 
     def wait_idle(self, timeout: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self._count, timeout)
+            self._awaited = True
+            return self._changed.wait_for(lambda: not self._inside, timeout)
 
 
 def _counted_call(behavior: Behavior, tally: _Tally) -> Behavior:
