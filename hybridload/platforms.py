@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import socket
 
+    from hybridload.limits import Limits
+
 # What else is needed is imported where it is needed: hosts that start no process import this too.
 _CREDENTIALS = "3i"  # pid, uid, gid; unix(7)
 _SEALS = ("F_SEAL_WRITE", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
@@ -29,6 +31,26 @@ def own_session() -> dict[str, Any]:
 
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
+
+
+def limit_numbers(limits: Limits) -> list[str] | None:
+    """Limits as `setrlimit` takes them, each as ``resource:soft:hard``; `None` where the system has no such thing.
+
+    On Linux the limit on memory is one on private memory alone; elsewhere that leaves out what is mapped, so that it is
+    the whole address space there.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    memory = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
+    given = (
+        (memory, limits.memory, 0),
+        (resource.RLIMIT_CPU, limits.cpu_seconds, 1),  # a second for whoever ignores SIGXCPU
+        (resource.RLIMIT_NOFILE, limits.open_files, 0),
+        (resource.RLIMIT_NPROC, limits.processes, 0),
+    )
+    return [f"{kind}:{most}:{most + grace}" for kind, most, grace in given if most is not None]
 
 
 def kill_group(pid: int) -> None:

@@ -215,6 +215,7 @@ GOOD: dict[str, set[str]] = {
     "when_busy": set(),
     "after_fork": set(),
     "watch": {"true"},
+    "limits": {"{}"},
     "strict": {"true"},
     "fallback_on_checksum": {"true"},
     "enabled": {"true"},

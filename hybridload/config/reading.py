@@ -112,6 +112,8 @@ def _merged(
     merged = {**defaults, **own}
     if "env" in defaults and "env" in own:
         merged["env"] = {**defaults["env"], **own["env"]}
+    if "limits" in defaults and "limits" in own:
+        merged["limits"] = own["limits"].over(defaults["limits"])
     if "isolation" in merged:
         merged["isolation_from"] = own_isolation if "isolation" in own else default_isolation
     return PluginSettings(**merged)

@@ -20,6 +20,7 @@ from hybridload.config.chain import closest, to_chain
 from hybridload.config.settings import dotted
 from hybridload.errors import ConfigError
 from hybridload.external import absolute_program, is_bare_name
+from hybridload.limits import read_limits
 
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*[^\0\s][^\0]*\Z")]
@@ -131,6 +132,7 @@ DEFAULTS: dict[str, Key] = {
     "when_busy": Key(Literal["wait", "error"], '"wait" or "error"'),
     "after_fork": Key(Literal["closed", "restart"], '"closed" or "restart"'),
     "watch": Key(bool, "true or false"),
+    "limits": Key(dict[str, Any], "a table of limits", lambda value, _: read_limits(value)),
     "strict": Key(bool, "true or false"),
     "fallback_on_checksum": Key(bool, "true or false"),
     "enabled": Key(bool, "true or false"),

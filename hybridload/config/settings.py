@@ -20,6 +20,7 @@ from typing import Any
 
 from hybridload.config.chain import ISOLATION_VARIABLE, Chain, isolation_variable
 from hybridload.errors import ConfigError
+from hybridload.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class PluginSettings:
     """`"closed"` or `"restart"`: what a forked child of the host has in its hands."""
     watch: bool | None = None
     """Whether a change of its program reloads it."""
+    limits: Limits = field(default_factory=Limits)
+    """What its process may use at the most; an object in the host's own is under the host's."""
     strict: bool = False
     """Whether in-process calls travel through the contract, as calls to a process do."""
     fallback_on_checksum: bool = False

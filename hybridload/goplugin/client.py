@@ -47,6 +47,7 @@ from hybridload.goplugin.runner import LocalRunner, Runner, RunningPlugin
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handle import Methods, handle_class, new_handle
 from hybridload.handshake import Handshake
+from hybridload.limits import Limits
 
 if TYPE_CHECKING:
     import ssl
@@ -118,6 +119,7 @@ class Client:
         reattaches. A Python plugin has to be served with ``outlive_host=True`` as well.
     :param managed: have `cleanup_clients` kill it.
     :param runner: starts the plugin; a process on this machine by default.
+    :param limits: what the process may use at the most.
     :raises ConfigError: an argument is wrong.
     :raises ContractError: an interface of the set cannot travel.
     """
@@ -155,6 +157,7 @@ class Client:
         outlive_host: bool = False,
         managed: bool = False,
         runner: Runner | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if handshake is not None and not isinstance(handshake, Handshake):
             raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
@@ -172,6 +175,7 @@ class Client:
         self._raw_stderr = stderr
         self._channel_options = tuple(channel_options)
         self._outlive_host = outlive_host
+        self._limits = limits or Limits()
         self._runner: Runner = runner or LocalRunner()
         self._attach: ReattachConfig | None = None
         self._certificate: Certificate | None = None
@@ -484,6 +488,7 @@ class Client:
             cwd=None if self._external.cwd is None else os.fspath(self._external.cwd),
             sha256=self._external.sha256,
             outlive_host=self._outlive_host,
+            limits=self._limits,
         )
         self._process = self._runner.start(
             spec,

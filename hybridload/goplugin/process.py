@@ -7,6 +7,8 @@
 - The end of the *process* counts, not the end of its pipes: a grandchild may hold those open. It is known at once even
   when that thread is held up by whoever takes the output (`poll`).
 - Output that nobody takes holds the plugin up, by the pipe's own capacity, and never fills this process's memory.
+- Limits are in force before the program is: its process begins as a small program of ours that sets them and becomes
+  the other, with the same pid.
 - The bytes whose checksum was verified are the bytes that run: see `platforms.verified_copy`.
 """
 
@@ -20,15 +22,17 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridload import platforms
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
 from hybridload.goplugin.lifeline import Lifeline, end_keeper, start_keeper
+from hybridload.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class ProcessSpec:
     :param cwd: working directory; `None` for the host's.
     :param sha256: lower-case hexadecimal digest that the program's bytes must have; `None` to run whatever is there.
     :param outlive_host: have somebody else drain its output when the host has died, so that it does not die of that.
+    :param limits: what it may use at the most.
     """
 
     argv: Sequence[str]
@@ -55,6 +60,7 @@ class ProcessSpec:
     cwd: str | None = None
     sha256: str | None = None
     outlive_host: bool = False
+    limits: Limits = field(default_factory=Limits)
 
 
 class PluginProcess:
@@ -259,23 +265,82 @@ def _spawn(spec: ProcessSpec, name: str) -> subprocess.Popen[bytes]:
             content = _verified(program, spec.sha256, name)
             executable, inherited = stack.enter_context(platforms.verified_copy(content, Path(program).name))
         try:
-            return subprocess.Popen(
-                list(spec.argv),
-                executable=executable,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd=spec.cwd,
-                env=dict(spec.env),
-                pass_fds=inherited,
-                **platforms.own_session(),
-            )
+            if spec.limits:
+                return _popen_limited(spec, executable, inherited, name)
+            return _popen(spec, list(spec.argv), executable, inherited)
         except OSError as error:
             raise _start_error(error, spec, name) from error
         except ValueError as error:
             raise ConfigError(
                 f"Plugin {name!r} cannot be started with this command or environment: {error}.", plugin=name
             ) from error
+
+
+def _popen(spec: ProcessSpec, argv: list[str], executable: str, inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        executable=executable,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        cwd=spec.cwd,
+        env=dict(spec.env),
+        pass_fds=inherited,
+        **platforms.own_session(),
+    )
+
+
+_LIMITED = """
+import os, resource, signal, sys
+told, limits, had_ctype, program, *argv = sys.argv[1:]
+os.set_inheritable(int(told), False)
+for each in limits.split():
+    kind, soft, hard = map(int, each.split(":"))
+    most = resource.getrlimit(kind)[1]
+    below = most if most != resource.RLIM_INFINITY else hard
+    resource.setrlimit(kind, (min(soft, below), min(hard, below)))
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+if not had_ctype:
+    os.environ.pop("LC_CTYPE", None)
+try:
+    os.execve(program, argv, os.environ)
+except OSError as error:
+    os.write(int(told), b"%d" % error.errno)
+    os._exit(127)
+"""
+"""Sets limits and becomes another program. What an interpreter changes by itself is put back: two signals that it
+ignores, and the locale that it sets when there is none (PEP 538)."""
+
+
+def _popen_limited(
+    spec: ProcessSpec, executable: str, inherited: tuple[int, ...], name: str
+) -> subprocess.Popen[bytes]:
+    """Start a program under its limits; what keeps it from starting is raised as `subprocess.Popen` does."""
+    limits = platforms.limit_numbers(spec.limits)
+    if limits is None or not sys.executable:
+        raise ConfigError(
+            f"Plugin {name!r} has limits, which cannot be enforced here: "
+            + ("this system has no setrlimit" if limits is None else "the host's interpreter has no file to run")
+            + ". Remove them, or limit it from outside.",
+            plugin=name,
+        )
+    reader, writer = os.pipe()
+    try:
+        words = [str(writer), " ".join(limits), "y" if "LC_CTYPE" in spec.env else "", executable, *spec.argv]
+        argv = [sys.executable, "-I", "-S", "-c", _LIMITED, *words]
+        try:
+            popen = _popen(spec, argv, sys.executable, (*inherited, writer))
+        finally:
+            os.close(writer)
+        failure = os.read(reader, 16)  # empty once it has become the program
+    finally:
+        os.close(reader)
+    if failure:
+        with popen:  # it ends by itself, and closes its pipes
+            popen.wait()
+        raise OSError(int(failure), os.strerror(int(failure)), executable)
+    return popen
 
 
 def _verified(program: str, expected: str, name: str) -> bytes:
@@ -332,6 +397,8 @@ def describe_exit(returncode: int | None) -> str:
     if returncode >= 0:
         return f"with exit status {returncode}"
     try:
-        return f"by signal {-returncode} ({signal.Signals(-returncode).name})"
+        number = signal.Signals(-returncode)
+        limit = ", its limit of cpu_seconds" if number.name == "SIGXCPU" else ""
+        return f"by signal {-returncode} ({number.name}{limit})"
     except ValueError:
         return f"by signal {-returncode}"

@@ -71,6 +71,7 @@ def start_client(
         module_logger=module_logger,
         lifeline=request.lifeline,
         call_timeout=settings.call_timeout,
+        limits=settings.limits,
         **given,
     )
     request.opening.begin(client.kill)

@@ -94,7 +94,13 @@ def test_each_key_has_a_test() -> None:
     here = Path(__file__).read_text()
     elsewhere = {"isolation", "isolation_from", "kind", "entry_point", "fallback_on_checksum"}  # of the loader
     # Of test_supervision.py and its neighbours.
-    supervision = {each.name for each in fields(Policy)} | {"max_concurrency", "when_busy", "after_fork", "watch"}
+    supervision = {each.name for each in fields(Policy)} | {
+        "limits",
+        "max_concurrency",
+        "when_busy",
+        "after_fork",
+        "watch",
+    }
     keys = set(config_settings.PluginSettings.__dataclass_fields__) - elsewhere - supervision
     assert [key for key in sorted(keys) if f"{key} = " not in here] == []
 

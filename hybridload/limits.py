@@ -1,0 +1,73 @@
+"""What a plugin's process may use at the most; the kernel sees to it (setrlimit(2)), from its first instruction on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+_UNITS = {
+    **{"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+    **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40},
+}
+_SIZE = re.compile(r"(\d{1,15}) ?([A-Za-z]*)", re.ASCII)
+_MOST = 2**62
+_EXPECTED = {
+    "memory": 'a size greater than 0, in bytes or as "512MB" or "1GiB"',
+    "cpu_seconds": "a whole number of seconds greater than 0",
+    "open_files": "a number greater than 0",
+    "processes": "a number greater than 0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one process; `None` for what the host itself may use. A lower one that the host is under stays.
+
+    :param memory: bytes of private memory that it may map: heap and stacks of threads, and not what programs only
+        reserve, as Go's do (RLIMIT_DATA, Linux 4.7). An allocation beyond it fails: a MemoryError in Python.
+    :param cpu_seconds: of processor time in all its life. SIGXCPU ends it then; one that ignores that is killed a
+        second later.
+    :param open_files: descriptors at once.
+    :param processes: processes and threads that its *user* may have when it starts another, whoever started those. The
+        kernel does not hold root to it.
+    """
+
+    memory: int | None = None
+    cpu_seconds: int | None = None
+    open_files: int | None = None
+    processes: int | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, each.name) is not None for each in fields(self))
+
+    def over(self, other: Limits) -> Limits:
+        """These, and those of `other` that these leave open."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(other, **{name: value for name, value in given.items() if value is not None})
+
+
+def read_limits(table: Mapping[str, Any]) -> Limits:
+    """Limits as a configuration has them.
+
+    :param table: sizes are numbers of bytes, or strings with a unit: kB, MB, GB (thousands), KiB, MiB, GiB (1024s).
+    :raises ValueError: with a sentence that names what is wrong and what was expected.
+    """
+    given: dict[str, int] = {}
+    for name, value in table.items():
+        if name not in _EXPECTED:
+            raise ValueError(f"{name!r} is not a limit; expected some of {', '.join(_EXPECTED)}.")
+        number = _size(value) if name == "memory" else value
+        if type(number) is not int or not 0 < number <= _MOST:
+            raise ValueError(f"{name} is {value!r}; expected {_EXPECTED[name]}.")
+        given[name] = number
+    return Limits(**given)
+
+
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    unit = found and _UNITS.get(found[2].upper())
+    return int(found[1]) * unit if found and unit else None
