@@ -159,7 +159,7 @@ def test_a_limited_plugin_starts_as_any_other(greedy: Greedy, isolation: str, mo
 
 
 def test_a_missing_folder_is_told_as_ever(greedy: Greedy) -> None:
-    with pytest.raises(ConfigError, match="working directory .*missing does not exist"):
+    with pytest.raises(ConfigError, match=r"working directory .*missing does not exist"):
         greedy("limits = { open_files = 100 }", 'cwd = "missing"', isolation="external")
 
 
