@@ -149,10 +149,12 @@ class ClientLink(Link):
                     due = connection.data_to_send()
             if stream_id:
                 try:
+                    if not connection.settings_seen:
+                        self._shake_hands(call)
                     self.stream.send(due[0] if len(due) == 1 else b"".join(due))
                 except StreamError as error:
                     # So little is taken by the stream as a whole or not at all: nobody can have acted on it.
-                    call.unprocessed = True
+                    call.unprocessed = call.deadline is None or time.monotonic() < call.deadline
                     self.fail(str(error))
         if not stream_id:
             self.begin(call, block, message, ends=True)
@@ -271,12 +273,24 @@ class ClientLink(Link):
         if guarded and call.deadline is not None:
             guard = self.timers.at(call.deadline, self._give_up_writing)
         try:
+            if not self.connection.settings_seen:
+                self._shake_hands(call)
             self.flush()
         except StreamError as error:
             self.fail(str(error))
         finally:
             if guard is not None:
                 guard.cancel()
+
+    def _shake_hands(self, call: Call) -> None:
+        """Where the stream begins with a handshake (TLS), have done with it by the call's deadline: the peer may be
+        stopped, and the stream's own patience is longer than that of a health check.
+
+        :raises StreamError: it failed, or took too long.
+        """
+        handshake = getattr(self.stream, "handshake", None)
+        if handshake is not None and call.deadline is not None:
+            handshake(max(0.0, call.deadline - time.monotonic()))
 
     def _give_up_writing(self) -> None:
         # Half a frame may have been written: nothing can follow it.

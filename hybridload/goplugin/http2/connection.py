@@ -153,7 +153,7 @@ class Connection:
         self._pending = bytearray()
         self._needed = 0
         self._greeting = frames.PREFACE if self._is_server else b""
-        self._settings_seen = False
+        self.settings_seen = False
         # Inside the payload of a DATA frame: what is left of it, its stream (none: to be dropped) and its end.
         self._data_left = 0
         self._data_stream: _Stream | None = None
@@ -497,7 +497,7 @@ class Connection:
             self._pending
             or self._data_left
             or self._block is not None
-            or not self._settings_seen
+            or not self.settings_seen
             or self.failed
             or self._receive_window <= 1 << 30
             or self._control_size
@@ -555,7 +555,7 @@ class Connection:
             stream_id &= 0x7FFFFFFF
             if length > largest:
                 raise FrameError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-            if self._block is not None or not self._settings_seen:
+            if self._block is not None or not self.settings_seen:
                 self._check_turn(kind, flags, stream_id)
             position = body + length
             # What a call consists of, in its usual form, comes first; the rest of the loop would do for it too.
@@ -843,8 +843,8 @@ class Connection:
                 raise FrameError(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
             return
         self._spend_chatter()
-        if not self._settings_seen:
-            self._settings_seen = True
+        if not self.settings_seen:
+            self.settings_seen = True
             self.max_streams = frames.LARGEST_STREAM_ID  # what no word about it means
         for key, value in frames.read_settings(payload):
             self._apply_setting(key, value)

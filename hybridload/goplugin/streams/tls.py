@@ -155,18 +155,22 @@ class TLSStream:
             return
         timeout = self._handshake_timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        with self._shaking:
+        late = TLSRefused(f"the TLS handshake with {self._below.peer} was not done within {timeout:g} s")
+        if not self._shaking.acquire(timeout=timeout):
+            raise self._fail(late)  # another thread is at it, with more patience
+        try:
             if self._failure is not None or self._closed:
                 raise self._failure or self._closed_here()
             if not self._shaken:
                 try:
                     self._shake(deadline)
                 except TimeoutError as error:
-                    late = TLSRefused(f"the TLS handshake with {self._below.peer} was not done within {timeout:g} s")
                     raise self._fail(late) from error
                 except StreamError as error:
                     raise self._fail(error) from error.__cause__
                 self._shaken = True
+        finally:
+            self._shaking.release()
 
     def _shake(self, deadline: float) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from hybridload.goplugin.certificates import generate_certificate
 from hybridload.goplugin.http2 import frames
 from hybridload.goplugin.http2.channel import Channel
 from hybridload.goplugin.http2.connection import Connection, Role
@@ -22,6 +24,7 @@ from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.status import RpcError, Status, StatusCode, rpc_error
 from hybridload.goplugin.streams.base import StreamError
 from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
+from hybridload.goplugin.streams.tls import TLSStream, client_context
 
 OK_RESPONSE = encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
 OK_TRAILERS = encode(((b"grpc-status", b"0"),))
@@ -475,3 +478,54 @@ def test_an_answer_counts_though_the_peer_hung_up_before_it_was_read() -> None:
     with Channel(lambda: stream) as channel:
         assert channel.unary_unary("/t.T/Echo")(b"x", timeout=10) == b"x"
     peer.join()
+
+
+@pytest.mark.parametrize("future", [False, True], ids=["call", "future"])
+def test_a_peer_that_is_stopped_in_the_handshake_holds_a_call_up_until_its_deadline(future: bool) -> None:
+    certificate = generate_certificate()
+    context = client_context(certificate, certificate.der)
+    silent: list[SocketStream] = []
+
+    def dial() -> TLSStream:
+        near, far = socket_pair()
+        silent.append(far)
+        return TLSStream(near, context, "localhost")
+
+    with Channel(dial, dial_ahead=True) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        began = time.monotonic()
+        with pytest.raises(RpcError) as caught:
+            echo.future(b"x", timeout=0.2).result() if future else echo(b"x", timeout=0.2)
+        assert time.monotonic() - began < 5  # the stream itself would wait for ten
+        assert name_of(caught) == "DEADLINE_EXCEEDED"
+    for stream in silent:
+        stream.close()
+
+
+def until_it_ends(call: Any) -> None:
+    with contextlib.suppress(RpcError, ValueError):
+        call(b"x")
+
+
+def test_who_shares_a_connection_in_its_handshake_has_a_deadline_of_its_own() -> None:
+    certificate = generate_certificate()
+    context = client_context(certificate, certificate.der)
+    near, far = socket_pair()
+    dialled = threading.Event()
+
+    def dial() -> TLSStream:
+        dialled.set()
+        return TLSStream(near, context, "localhost")
+
+    with Channel(dial, max_connections=1) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        patient = threading.Thread(target=until_it_ends, args=(echo,))
+        patient.start()
+        assert dialled.wait(10)
+        began = time.monotonic()
+        with pytest.raises(RpcError):
+            echo(b"x", timeout=0.2)
+        assert time.monotonic() - began < 5
+        channel.close()
+        patient.join()
+    far.close()
