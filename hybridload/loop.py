@@ -35,11 +35,12 @@ class Loop:
         self._thread: threading.Thread | None = None
 
     def at(self, key: str, when: float, work: Work) -> None:
-        """Do `work` at a time of `time.monotonic`, in place of what was due for the key."""
+        """Do `work` at a time of `time.monotonic`, in place of what was due for the key; when that was due earlier, at
+        that time. Work looks at what there is to do: it may come too early, but nobody may put it off."""
         with self._changed:
             if self._closed:
                 return
-            self._due[key], self._work[key] = when, work
+            self._due[key], self._work[key] = min(when, self._due.get(key, when)), work
             self._changed.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hybridload supervisor", daemon=True)
