@@ -27,7 +27,32 @@ def deadline(seconds: float) -> Iterator[None]:
     :param seconds: from now until the calls must have ended, all together.
     :raises CallTimeout: by the calls, not by the block.
     """
-    end, outer = time.monotonic() + seconds, _ends.get()
+    with ending_at(time.monotonic() + seconds):
+        yield
+
+
+def end_of_calls(timeout: float | None) -> float | None:
+    """When a call that begins now has to have ended, on the clock of `time.monotonic`; `None` for no limit.
+
+    :param timeout: of the call alone, in seconds.
+    """
+    end = _ends.get()
+    if timeout is None:
+        return end
+    own = time.monotonic() + timeout
+    return own if end is None else min(own, end)
+
+
+@contextmanager
+def ending_at(end: float | None) -> Iterator[None]:
+    """As `deadline`, with the moment that `end_of_calls` gave: for a call that is made again, or has waited.
+
+    :param end: on the clock of `time.monotonic`; `None` for no deadline.
+    """
+    if end is None:
+        yield
+        return
+    outer = _ends.get()
     token = _ends.set(end if outer is None else min(end, outer))
     try:
         yield

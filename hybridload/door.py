@@ -8,6 +8,7 @@ calls are refused there and then. What follows from that:
 - A call that is in flight when the plugin dies raises `PluginCrashed`: nobody knows whether it was carried out. Only a
   method whose interface marks it `hybridload.idempotent` is sent again, to the new process, within its deadline and
   `TRIES` times in all, so that a request which kills every plugin that it meets does not use up the restarts.
+- Waiting and every try count towards one deadline: the earlier of the plugin's `call_timeout` and the caller's own.
 - A switch opens the door to the new place first and closes the old one's gate then: a call is counted in one of them,
   and is answered where it is counted.
 
@@ -25,6 +26,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind, is_idempotent
+from hybridload.deadlines import end_of_calls, ending_at
 from hybridload.drain import CountedAsyncStream, CountedStream, Gate, Limit
 from hybridload.errors import CallTimeout, PluginBusy, PluginCrashed
 
@@ -188,7 +190,7 @@ class Door:
 
     def deadline(self) -> float | None:
         """When a call that begins now has to have ended, on the clock of `time.monotonic`."""
-        return None if self.call_timeout is None else time.monotonic() + self.call_timeout
+        return end_of_calls(self.call_timeout)
 
     def _entering(self, until: float | None) -> Steps:
         """What has to be waited for, each with the seconds that it is waited for at the most; returns the place."""
@@ -294,12 +296,16 @@ def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[.
 
     def call(*args: Any, **kwargs: Any) -> Any:
         until, left = None if door.call_timeout is None else door.deadline(), tries
+        place, limit = enter(), None  # a call that neither waits nor is repeated has all its time
         while True:
-            place = enter()
             if place is None:
-                place = door.enter(until)
+                until = door.deadline() if until is None else until
+                place, limit = door.enter(until), until
             try:
-                return place.methods[kind][name](*args, **kwargs)
+                if limit is None:
+                    return place.methods[kind][name](*args, **kwargs)
+                with ending_at(limit):
+                    return place.methods[kind][name](*args, **kwargs)
             except PluginCrashed:
                 door.crashed(place)
                 left -= 1
@@ -307,6 +313,7 @@ def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[.
                     raise
             finally:
                 leave(place)
+            place = None
 
     return call
 
@@ -316,10 +323,15 @@ def _async_call(door: Door, kind: str, method: Method, service: Service) -> Call
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         until, left = door.deadline(), tries
+        place, limit = door.enter_now(), None  # as above
         while True:
-            place = await door.enter_async(until)
+            if place is None:
+                place, limit = await door.enter_async(until), until
             try:
-                return await place.methods[kind][name](*args, **kwargs)
+                if limit is None:
+                    return await place.methods[kind][name](*args, **kwargs)
+                with ending_at(limit):
+                    return await place.methods[kind][name](*args, **kwargs)
             except PluginCrashed:
                 door.crashed(place)
                 left -= 1
@@ -327,6 +339,7 @@ def _async_call(door: Door, kind: str, method: Method, service: Service) -> Call
                     raise
             finally:
                 door.leave(place)
+            place = None
 
     return call
 
@@ -335,7 +348,13 @@ def _stream(door: Door, kind: str, method: Method, service: Service) -> Callable
     name = method.name
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return _opened(door, door.enter(door.deadline()), kind, name, args, kwargs, CountedStream)
+        until = door.deadline()
+        place = door.enter_now()
+        if place is not None:
+            return _opened(door, place, kind, name, args, kwargs, CountedStream)
+        place = door.enter(until)
+        with ending_at(until):
+            return _opened(door, place, kind, name, args, kwargs, CountedStream)
 
     return call
 
@@ -355,11 +374,15 @@ def _async_stream(door: Door, kind: str, method: Method, service: Service) -> Ca
 async def _async_items(
     door: Door, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> AsyncIterator[Any]:
-    place = await door.enter_async(door.deadline())
+    until = door.deadline()
+    place = await door.enter_async(until)
     stream = _opened(door, place, kind, name, args, kwargs, CountedAsyncStream)
     try:
-        async for item in stream:
+        with ending_at(until):  # the call is made when its first item is asked for
+            item = await anext(stream, _END)
+        while item is not _END:
             yield item
+            item = await anext(stream, _END)
     finally:
         await stream.aclose()
 
@@ -382,6 +405,7 @@ def _opened(
     return stream
 
 
+_END = object()
 _STREAMS = (Kind.SERVER_STREAM, Kind.BIDI)
 _SLOTS: Mapping[tuple[bool, bool], Callable[[Door, str, Method, Service], Callable[..., Any]]] = {
     (False, False): _call,

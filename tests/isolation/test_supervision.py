@@ -10,12 +10,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hybridload.deadlines import deadline, limited
 from hybridload.errors import CallTimeout, NoUsableIsolation, PluginClosed, PluginCrashed
 from hybridload.events import PluginEvent
-from tests.isolation.conftest import PATIENCE, Employ, in_thread
+from tests.isolation.conftest import PATIENCE, Employ, in_thread, wait_until
 
 
 def test_a_call_in_flight_says_how_the_plugin_ended(employ: Employ) -> None:
@@ -68,6 +70,70 @@ def test_a_retry_ends_with_the_deadline_of_its_call(employ: Employ) -> None:
     assert time.monotonic() - began < 30
     assert work.status().state == "backing off"
     assert work.status().next_retry is not None
+
+
+def test_waiting_for_a_restart_ends_with_the_callers_deadline(employ: Employ) -> None:
+    work = employ("max_restarts = 50", "backoff = 60.0", "backoff_max = 60.0")
+    for times in (1, 2):
+        with pytest.raises(PluginCrashed):
+            work.worker.last_words("bye")
+        work.story.wait_for("starting" if times == 1 else "backing off")
+        work.story.wait_for("running")
+    began = time.monotonic()
+    with deadline(0.5), pytest.raises(CallTimeout, match="started again"):
+        work.worker.double(1)
+
+    async def call() -> int:
+        with deadline(0.5):
+            return int(await work.worker.async_double(1))
+
+    with pytest.raises(CallTimeout, match="started again"):
+        asyncio.run(call())
+    assert time.monotonic() - began < 15  # half a minute without
+
+
+@pytest.mark.parametrize("how", ["call", "async call", "stream", "async stream"])
+def test_waiting_for_a_restart_counts_towards_the_deadline_of_the_call(employ: Employ, how: str) -> None:
+    work = employ("call_timeout = 600.0")
+    plugin = work.loader._loaded["worker"]
+    door, place = plugin._door, plugin._place
+    assert place is not None
+    left: list[float | None] = []
+    wire = dict(place.methods["work"])
+
+    def seen(method: Any) -> Any:
+        def call(*args: Any) -> Any:
+            left.append(limited(600.0, "worker"))
+            return method(*args)
+
+        return call
+
+    place.methods["work"] = {name: seen(method) for name, method in wire.items()}
+    door.shut(place)
+
+    async def items() -> list[int]:
+        return [item async for item in work.worker.async_count(2)]
+
+    def make() -> Any:
+        match how:
+            case "call":
+                return work.worker.double(1)
+            case "async call":
+                return asyncio.run(work.worker.async_double(1))
+            case "stream":
+                return list(work.worker.count(2))
+            case _:
+                return asyncio.run(items())
+
+    call = in_thread(make)
+    wait_until(lambda: door.limit.inside == 1)
+    since = time.monotonic()
+    wait_until(lambda: time.monotonic() > since)
+    door.reopen(place)
+    assert call.result(PATIENCE) in (2, [0, 1])
+    if how != "async stream":  # made when its first item is asked for
+        assert left[0] is not None
+        assert left[0] < 600.0
 
 
 def test_the_next_isolation_takes_over_and_the_preferred_one_comes_back(employ: Employ) -> None:
