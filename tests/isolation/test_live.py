@@ -205,3 +205,35 @@ def cycle(employ: Employ, isolation: str, times: int) -> None:
     )
     assert after[:2] <= before[:2]
     assert after[2] - before[2] < 4_000_000
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_stream_that_a_forked_child_drops_goes_on_in_the_parent(employ: Employ) -> None:
+    work = employ()
+    streams = [work.worker.count(5)]
+    assert next(streams[0]) == 0
+
+    def drop() -> str:
+        streams.clear()
+        gc.collect()
+        return "dropped"
+
+    assert in_child(work, drop) == "dropped"
+    assert list(streams[0]) == [1, 2, 3, 4]
+    assert work.worker.double(3) == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_stream_that_was_open_at_a_fork_does_not_hold_up_the_child(employ: Employ) -> None:
+    work = employ('isolation = "in-process"', "max_concurrency = 1")
+    streams = [work.worker.count(2)]
+
+    def drop() -> str:
+        streams.clear()
+        gc.collect()
+        began = time.monotonic()
+        work.loader.close()
+        return f"{work.status().in_flight} {time.monotonic() - began < 10}"
+
+    assert in_child(work, drop) == "0 True"
+    assert list(streams[0]) == [0, 1]

@@ -7,6 +7,7 @@ bind and encode the arguments, send, wait, decode. Nothing else happens on it un
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
@@ -239,7 +240,10 @@ class _AsyncRequests:
 
 
 class RemoteStream:
-    """The results of a streaming call, as they arrive. An iterator; `close`, or dropping it, cancels the call."""
+    """The results of a streaming call, as they arrive. An iterator; `close`, or dropping it, cancels the call.
+
+    In a forked child it is the parent's: there, neither does anything.
+    """
 
     def __init__(
         self,
@@ -256,6 +260,7 @@ class RemoteStream:
         self._objects = objects
         self._timeout = timeout
         self._requests = requests
+        self._pid = os.getpid()
         self._done = False
         self._when_done: list[Callable[[], None]] = []
 
@@ -286,7 +291,7 @@ class RemoteStream:
 
     def close(self) -> None:
         """Cancel what is still to come. Safe to call twice."""
-        if self._finish():
+        if self._finish() and os.getpid() == self._pid:
             self._call.cancel()
             self._call_back()
 
@@ -320,6 +325,7 @@ class AsyncRemoteStream:
     def __init__(self, open: Callable[[], RemoteStream]) -> None:
         self._open = open
         self._stream: RemoteStream | None = None
+        self._pid = os.getpid()
         self._done = False
         self._when_done: list[Callable[[], None]] = []
 
@@ -358,7 +364,8 @@ class AsyncRemoteStream:
             self._call_back()
 
     def __del__(self) -> None:
-        self._close()
+        if os.getpid() == self._pid:
+            self._close()
 
     def _close(self) -> None:
         self._done = True
