@@ -27,6 +27,10 @@ _MAX_BUFFERS = 512  # buffers in one `sendmsg`; POSIX promises 16, every system 
 _FOREVER_MS = 2**31 - 1
 # What sockaddr_un has room for on every system that we know (104 bytes on macOS, 108 on Linux, with the final NUL).
 _LONGEST_PATH = 103
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What `accept` fails with while this process, or the system, has no room for another connection."""
+_SHORTAGE_PAUSE = 0.005  # seconds; doubled from try to try, as Go's servers do
+_LONGEST_SHORTAGE_PAUSE = 1.0
 _CAN_POLL = hasattr(select, "poll")
 _CAN_GATHER = hasattr(socket.socket, "sendmsg")
 
@@ -256,12 +260,21 @@ class SocketListener:
                 self._let_go()
 
     def _accept(self, deadline: float | None) -> SocketStream:
+        pause = _SHORTAGE_PAUSE
         while not self._closed:
             arrival = _Readiness(self._socket, self._woken)
             if not arrival.wait(None if deadline is None else deadline - time.monotonic()):
                 raise TimeoutError(f"nobody connected to {self._network}:{self._address} in time")
             with contextlib.suppress(BlockingIOError, ConnectionAbortedError):  # the peer gave up meanwhile
-                connected, address = self._socket.accept()
+                try:
+                    connected, address = self._socket.accept()
+                except OSError as error:
+                    if error.errno not in _SHORTAGES:
+                        raise
+                    # Whoever connected waits in the listener's queue: it goes on when descriptors are free again.
+                    _Readiness(self._woken).wait(_remaining(pause, deadline))
+                    pause = min(2 * pause, _LONGEST_SHORTAGE_PAUSE)
+                    continue
                 return SocketStream(connected, _peer_name(self._network, address or self._address))
         raise StreamClosed(f"the listener on {self._network}:{self._address} was closed")
 
@@ -287,6 +300,10 @@ class SocketListener:
                 self._woken.close()
             finally:
                 self._accepting.release()
+
+
+def _remaining(pause: float, deadline: float | None) -> float:
+    return pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic()))
 
 
 @dataclass(frozen=True, slots=True)

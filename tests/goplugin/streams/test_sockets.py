@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -337,3 +338,39 @@ def test_a_default_socket_timeout_of_the_program_changes_nothing() -> None:
         assert waiting.result(5) == b"x"
     ours.close()
     theirs.close()
+
+
+def test_a_listener_outlives_a_shortage_of_descriptors(pool: ThreadPoolExecutor) -> None:
+    listener = listen_unix()
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(client.fileno())
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        accepting = pool.submit(listener.accept)
+        client.connect(listener.address)
+        with pytest.raises(TimeoutError):
+            accepting.result(0.2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    accepting.result(10).close()
+    client.close()
+    listener.close()
+
+
+def test_a_listener_that_waits_for_descriptors_can_be_closed(pool: ThreadPoolExecutor) -> None:
+    listener = listen_unix()
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(client.fileno())
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        accepting = pool.submit(listener.accept)
+        client.connect(listener.address)
+        listener.close()
+        assert isinstance(accepting.exception(10), StreamClosed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    client.close()
