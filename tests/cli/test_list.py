@@ -159,18 +159,20 @@ def test_a_reader_that_leaves_gets_no_traceback(
     shop: Path, install: Install, environment: dict[str, str], hybridload: Run
 ) -> None:
     install(**{f"corner{number}": "shop_plugin:Corner" for number in range(3000)})
-    for arguments in ("list", "list --json", "--help"):
-        done = subprocess.run(
-            f"{sys.executable} -m hybridload {arguments} | head -c 10; echo ${{PIPESTATUS[0]}}",
-            shell=True,
-            executable="/bin/bash",
-            cwd=shop,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+    for arguments in (["list"], ["list", "--json"], ["--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)  # it has left already: one that reads a little may leave after a short output is written
+        with open(writer, "wb") as gone:
+            done = subprocess.run(
+                [sys.executable, "-m", "hybridload", *arguments],
+                cwd=shop,
+                env=environment,
+                stdout=gone,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         assert done.stderr == ""
-        assert done.stdout.strip().endswith("1" if arguments == "--help" else "141")  # rich has its own mind
+        assert done.returncode == (1 if arguments == ["--help"] else 141)  # rich has its own mind
 
 
 def test_without_arguments_help_is_shown(hybridload: Run) -> None:
