@@ -235,6 +235,14 @@ def _runnable(path: Path, plugin: str | None) -> str:
     raise _why_not_runnable(path, plugin)
 
 
+def _arguments_inside(path: Path) -> str:
+    """A sentence, with a space before it, for a command line that was given as the path of a program."""
+    program, blank, _ = str(path).partition(" ")
+    if not blank or not os.path.isfile(program):
+        return ""
+    return f" Arguments are not part of the path: give a list, such as [{program!r}, ...]."
+
+
 def _why_not_runnable(path: Path, plugin: str | None) -> PluginError:
     try:
         mode = path.stat().st_mode
@@ -245,7 +253,7 @@ def _why_not_runnable(path: Path, plugin: str | None) -> PluginError:
     except OSError as error:
         return PluginNotFound(
             f"{_subject(plugin)}there is no program at {path} ({error.strerror or error}). "
-            "Build or install it, or correct the path.",
+            f"Build or install it, or correct the path.{_arguments_inside(path)}",
             plugin=plugin,
         )
     if stat.S_ISDIR(mode):

@@ -679,7 +679,9 @@ class LoadedPlugin:
                 f"Plugin {self._name!r} has no source for {', '.join(chain)}: it comes from {self.resolution.origin}. "
                 "Choose another isolation, or give it " + ("a command." if "external" in chain else "an entry point.")
             )
-        tried = "\n".join(f"  {attempt}" for attempt in attempts)
+        failed = {attempt.isolation: f"  {attempt}" for attempt in attempts}
+        nowhere = f"not tried, because it has no source for that: it comes from {self.resolution.origin}"
+        tried = "\n".join(failed.get(isolation, f"  {isolation}: {nowhere}") for isolation in chain)
         return f"Plugin {self._name!r} can run in none of the isolations that were tried:\n{tried}"
 
     def _leave(self, place: _Place) -> None:

@@ -57,12 +57,13 @@ class Results:
         """Write bytes as they are, at once.
 
         :raises ReaderGone: nobody reads any more.
+        :raises OSError: it cannot be written, as on a full disk.
         """
         rest = memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        except OSError as error:
+        except BrokenPipeError as error:
             raise ReaderGone(str(error)) from error
 
     def table(self, table: Table) -> None:

@@ -21,7 +21,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="plugins.toml, or a pyproject.toml with [tool.hybridload]. Default: the one in this folder.",
+        help="plugins.toml, or a pyproject.toml with a table tool.hybridload. Default: the one in this folder.",
     ),
 ]
 GroupOption = Annotated[str | None, typer.Option("--group", "-g", help="Entry point group of installed plugins.")]
@@ -78,7 +78,13 @@ def read_settings(config: Path | None) -> Settings:
 
 
 def open_loader(config: Path | None, group: str | None, plugins: str | None, handshake: str | None) -> Loader:
-    """A loader from the options of a command."""
+    """A loader from the options of a command.
+
+    :raises ConfigError: as `Loader`; also when neither options nor config say what plugins there are.
+    """
+    settings = read_settings(config)
+    given(plugins, settings.host.plugins, "plugins")
+    given(handshake, settings.host.handshake, "handshake")
     return Loader(
         None if plugins is None else resolve_reference(plugins, "--plugins"),
         handshake=None if handshake is None else resolve_reference(handshake, "--handshake"),
@@ -115,5 +121,8 @@ def given(option: str | None, configured: str | None, what: str) -> str:
     """
     reference = option or configured
     if reference is None:
-        raise ConfigError(f"Give --{what} MODULE:NAME, or set {what} in the config's [host] table.")
+        raise ConfigError(
+            f'Give --{what} MODULE:NAME, or set {what} = "MODULE:NAME" in the config\'s [host] table (the config is '
+            "plugins.toml of this folder, or what --config names)."
+        )
     return reference
