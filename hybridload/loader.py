@@ -11,6 +11,7 @@ be watched.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -242,6 +243,56 @@ class Loader:
         if errors:
             raise ExceptionGroup("plugins failed to close", errors)
 
+    # -- the same for event loops
+
+    @overload
+    async def aload(
+        self, name: str, interface: Callable[..., T], *, isolation: str | Sequence[str] | None = None
+    ) -> T: ...
+
+    @overload
+    async def aload(
+        self, name: str, interface: None = None, *, isolation: str | Sequence[str] | None = None
+    ) -> Any: ...
+
+    async def aload(
+        self,
+        name: str,
+        interface: Callable[..., Any] | None = None,
+        *,
+        isolation: str | Sequence[str] | None = None,
+    ) -> Any:
+        """As `load`, while the event loop goes on: the start has a thread of its own, and calls have none.
+
+        An in-process plugin is built on that thread. When this is cancelled the start goes on, and a later load gives
+        what it made; closing calls it off.
+        """
+        return await _aside(f"{name} load", functools.partial(self.load, name, interface, isolation=isolation))
+
+    async def aload_all(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """As `load_all`, while the event loop goes on."""
+        return await _aside("load_all", functools.partial(self.load_all, names))
+
+    async def aswitch(self, name: str, isolation: str | Sequence[str]) -> None:
+        """As `switch`, while the event loop goes on: so calls in flight on it can end where they started."""
+        await _aside(f"{name} switch", functools.partial(self.switch, name, isolation))
+
+    async def areload(self, name: str) -> None:
+        """As `reload`, while the event loop goes on."""
+        await _aside(f"{name} reload", functools.partial(self.reload, name))
+
+    async def aclose(self) -> None:
+        """As `close`, while the event loop goes on. Safe to call twice; when this is cancelled, closing goes on."""
+        await _aside("close", self.close)
+
+    async def __aenter__(self) -> Loader:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
     def __enter__(self) -> Loader:
         return self
 
@@ -358,6 +409,31 @@ class Loader:
         self._host.events.forked()
         for plugin in self._loaded.values():
             plugin.forked()
+
+
+async def _aside(what: str, work: Callable[[], T]) -> T:
+    """Do what takes its time on a thread of its own, which ends with it; nothing else can keep it from starting.
+
+    Whoever waits for it may be cancelled; the work goes on.
+    """
+    import asyncio
+    from concurrent.futures import Future
+    from contextvars import copy_context
+
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            result = context.run(work)
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name=f"hybridload {what}").start()
+    return await asyncio.wrap_future(done)
 
 
 def _close_all(plugins: Sequence[LoadedPlugin]) -> list[Exception]:
