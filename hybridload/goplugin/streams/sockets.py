@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import select
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 
 from hybridload import platforms
 from hybridload.goplugin.streams.base import Buffer, Listener, StreamClosed, StreamError, StreamReset
+
+log = logging.getLogger(__name__)
 
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 _GATHER_BY_COPY = 8192  # bytes; below this, joining costs less than what `sendmsg` does per buffer
@@ -272,6 +275,7 @@ class SocketListener:
                     if error.errno not in _SHORTAGES:
                         raise
                     # Whoever connected waits in the listener's queue: it goes on when descriptors are free again.
+                    log.warning("%s:%s: cannot accept, trying again: %s", self._network, self._address, error)
                     _Readiness(self._woken).wait(_remaining(pause, deadline))
                     pause = min(2 * pause, _LONGEST_SHORTAGE_PAUSE)
                     continue

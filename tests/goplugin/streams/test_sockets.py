@@ -251,6 +251,51 @@ def test_accept_times_out_and_close_wakes_it(listen: Callable[[], SocketListener
         connect(listener.network, listener.address, timeout=1)
 
 
+OUT_OF_DESCRIPTORS = """
+import logging, os, resource, socket, threading
+from hybridload.goplugin.http2.server import Server
+from hybridload.goplugin.streams.sockets import listen_unix
+
+class Noticed(logging.Handler):
+    event = threading.Event()
+
+    def emit(self, record):
+        assert "trying again" in record.getMessage(), record.getMessage()
+        self.event.set()
+
+logging.getLogger("hybridload").addHandler(Noticed())
+listener = listen_unix()
+server = Server()
+server.add_listener(listener)
+server.start()
+late = socket.socket(socket.AF_UNIX)
+late.settimeout(30)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+hoard = []
+try:
+    while True:
+        hoard.append(os.dup(0))
+except OSError:
+    pass
+late.connect(listener.address)
+assert Noticed.event.wait(30)
+for each in hoard:
+    os.close(each)
+late.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes(3) + b"\\4" + bytes(5))
+assert late.recv(9)[3] == 4  # the server's settings
+late.close()
+assert server.stop(0).wait(10)
+"""
+
+
+def test_running_out_of_descriptors_ends_no_listener() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_DESCRIPTORS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
 def test_a_unix_socket_without_a_folder_sits_in_a_private_one_that_goes_with_it() -> None:
     listener = listen_unix()
     folder = Path(listener.address).parent
