@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hybridload.goplugin.grpc.engine import Endpoint
 from hybridload.goplugin.grpc.handlers import (
@@ -18,11 +18,13 @@ from hybridload.goplugin.grpc.handlers import (
     behavior_name,
     service_names,
 )
-from hybridload.goplugin.http2.channel import Channel
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.server_link import ServerLink
 from hybridload.goplugin.http2.status import RpcError, StatusCode
 from hybridload.goplugin.streams.base import Listener
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.http2.channel import Channel
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ class DirectEngine:
     rpc_error: Any = (RpcError,)
 
     def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Channel:
+        # Most plugins never call anybody back.
+        from hybridload.goplugin.http2.channel import Channel
+
         given = dict(options)
         return Channel(
             endpoint.open,
@@ -83,6 +88,7 @@ class DirectServer:
         )
         self._handlers: tuple[Any, ...] = ()
         self._placed: dict[str, tuple[Any, Any]] = {}
+        self._fixed: dict[str, MethodHandler] = {}
         self._in_flight = {lane: _Tally() for lane in (CALLS, STREAMS)}
         self._refusing = False
         self._server.add_generic_rpc_handlers([self])
@@ -90,6 +96,13 @@ class DirectServer:
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
         self._handlers = (*self._handlers, *generic_rpc_handlers)
+        self._fixed = {}
+        for handler in self._handlers:
+            if type(handler) is not ServiceHandler:
+                break  # nobody knows what it will answer, and it is asked before those that follow
+            for path, method in handler.methods().items():
+                if path not in self._fixed:
+                    self._fixed[path] = self._counted(method)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         self.add_generic_rpc_handlers((ServiceHandler(service_name, method_handlers),))
@@ -132,6 +145,9 @@ class DirectServer:
 
     def service(self, details: Any) -> Any:
         """The one generic handler that the server below knows: it asks the others, and counts their calls."""
+        fixed = self._fixed.get(details.method)
+        if fixed is not None and not self._refusing:
+            return fixed
         for handler in self._handlers:
             found = handler.service(details)
             if found is None:

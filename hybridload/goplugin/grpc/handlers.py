@@ -91,6 +91,10 @@ class ServiceHandler:
     def service_name(self) -> str:
         return self._name
 
+    def methods(self) -> Mapping[str, Any]:
+        """Path -> handler: all that `service` ever answers."""
+        return self._methods
+
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call, or `None` when the method is not this service's."""
         return self._methods.get(handler_call_details.method)

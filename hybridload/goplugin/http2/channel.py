@@ -299,7 +299,11 @@ class UnaryUnary(_Method):
         :param timeout: in seconds.
         :raises RpcError: the call ended with another status than OK.
         """
-        return self._run(request, timeout, metadata, compression).response()
+        if timeout is not None or metadata is not None or compression is not None:
+            return self._run(request, timeout, metadata, compression).response()
+        channel = self._channel
+        call = UnaryCall(self.method, self._deserialize, None, channel.max_receive, True)
+        return channel.run(call, self._block, self._message(request, False)).response()
 
     def with_call(
         self,
