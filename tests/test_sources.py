@@ -333,6 +333,18 @@ class TestTheConfiguration:
         assert hello.serves("in-process")
         assert "; entry point hello = tests_hello_plugin:Hello (tests-hello-plugin 1.0)" in hello.origin
 
+    def test_a_program_whose_entry_point_is_missing_says_so(
+        self, install: Install, sources: Open, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        install("tests-hello-plugin", "hello = tests_hello_plugin:Hello")
+        found = sources("[plugins.mine]\ncommand = './mine'\nentry_point = 'helo'")
+        assert found.resolve("mine").chain == ("external",)
+        assert found.resolve("mine").python is None
+        (record,) = caplog.records
+        assert "nothing to fall back to" in record.getMessage()
+        assert "no installed package has an entry point 'helo'" in record.getMessage()
+        assert "Did you mean 'hello'?" in record.getMessage()
+
     def test_may_give_an_entry_point_another_name(self, install: Install, sources: Open) -> None:
         install("tests-hello-plugin", "hello = tests_hello_plugin:Hello\nmine = other:X", tests_hello_plugin=HELLO)
         found = sources("[plugins.mine]\nentry_point = 'hello'")

@@ -128,6 +128,8 @@ def _row(sources: Sources, name: str, checks: tuple[Check, ...]) -> Row:
         notes.append(f"isolation by {settings.isolation_from}")
     if found.python is None and found.program is None:
         notes.append(f"nothing to load: {sources.why_nothing(found)} Give a command, or install the package.")
+    elif sources.is_half(found):
+        notes.append(f"nothing to fall back to: {sources.why_nothing(found)}")
     return Row(
         name=name,
         isolation=found.chain if found.origin else (),

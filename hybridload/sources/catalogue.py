@@ -239,7 +239,13 @@ class Sources:
             self._warned.add(name)
         if first:
             _warn(name, resolution.conflicts)
+            if self.is_half(resolution):
+                log.warning("plugin %s: nothing to fall back to: %s", name, self.why_nothing(resolution))
         return resolution
+
+    def is_half(self, resolution: Resolution) -> bool:
+        """Whether the configuration gives a program an entry point to fall back to, and there is none."""
+        return resolution.python is None and resolution.program is not None and bool(resolution.settings.entry_point)
 
     def problems(self) -> tuple[str, ...]:
         """What could not be searched or read, in words. None of it stops another plugin."""
