@@ -345,7 +345,7 @@ class Loader:
             return next(iter(kinds))
         raise ConfigError(
             f"Plugin {name!r}: the plugin set has several kinds ({', '.join(sorted(kinds))}): pass the interface to "
-            f"load(), or set kind in the config's [plugins.{name}].",
+            f"load() (on the command line --kind), or set kind in the config's [plugins.{name}].",
             plugin=name,
         )
 
