@@ -9,6 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,15 @@ def test_a_crash_falls_back_to_the_next_isolation(open_shop: Open) -> None:
     assert manager.hook.crash(times=3) == [3]
     assert loader.status("one").isolation == "in-process"
     assert manager.hook.pid() == [os.getpid()]
+
+
+def test_crashes_on_many_threads_fall_back_together(open_shop: Open) -> None:
+    loader, manager = open_shop(["subprocess", "in-process"], "one"), new_manager()
+    register(loader, manager, on_crash="fallback")
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda times: manager.hook.crash(times=times), range(40), timeout=60))
+    assert results == [[times] for times in range(40)]
+    assert loader.status("one").isolation == "in-process"
 
 
 def test_an_async_crash_falls_back_as_well(open_shop: Open) -> None:
