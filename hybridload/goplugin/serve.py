@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging as _logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -427,6 +428,9 @@ class _signals:
 
     SIGINT gets a handler that does nothing, because programs that this one starts would inherit that it is ignored.
 
+    They are handed on by a thread: a handler runs in the middle of whatever the main thread does, maybe with the very
+    lock held that setting an event takes. The thread waits for signals alone, and is joined at the end.
+
     :param interrupt: hand SIGINT on as well: a person started this program.
     """
 
@@ -434,22 +438,36 @@ class _signals:
         self._end = end
         self._interrupt = interrupt
         self._before: dict[int, Any] = {}
+        self._came: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        self._set(signal.SIGINT, (lambda number, _: self._end(number)) if self._interrupt else _nothing)
+        self._thread = threading.Thread(target=self._hand_on, name="hybridload signals", daemon=True)
+        self._thread.start()
+        self._set(signal.SIGINT, self._take if self._interrupt else _nothing)
         if hasattr(signal, "siginterrupt") and not self._interrupt:
             # What it would interrupt need not be prepared for that. The others have to wake the thread that waits.
             signal.siginterrupt(signal.SIGINT, False)
         for number in _ENDING_SIGNALS:
             # A signal that the program handles or ignores (nohup) is its own business.
             if signal.getsignal(number) is signal.SIG_DFL:
-                self._set(number, lambda number, _: self._end(number))
+                self._set(number, self._take)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._thread is not None:
+            self._came.put(None)
+            self._thread.join()
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self._came.put(number)  # safe in a handler
+
+    def _hand_on(self) -> None:
+        while (number := self._came.get()) is not None:
+            self._end(number)
 
     def _set(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
         self._before[number] = signal.signal(number, handler)

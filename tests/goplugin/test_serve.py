@@ -26,6 +26,7 @@ from hybridload.errors import PluginClosed, PluginCrashed, RemoteError
 from hybridload.goplugin.client import Client
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.host_environment import CLIENT_CERT, MULTIPLEX, PROTOCOL_VERSIONS, SOCKET_DIR, SOCKET_GROUP
+from hybridload.goplugin.serve import _signals
 
 FOLDER = Path(__file__).parent
 PATIENCE = 20.0
@@ -576,6 +577,19 @@ def test_signals_end_it_in_good_order(start: Callable[..., Host], tmp_path: Path
     assert host.process.wait(PATIENCE) == 0
     assert mark.read_text() == "closed"
     assert not host.socket.parent.exists()
+
+
+def test_a_signal_in_the_middle_of_waiting_for_the_end_is_no_deadlock() -> None:
+    ending = threading.Event()
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with _signals(lambda _: ending.set()):
+            with ending._cond:  # as `wait` holds it for a moment
+                signal.raise_signal(signal.SIGTERM)
+            assert ending.wait(PATIENCE)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_interrupts_are_the_hosts_business_but_children_can_be_interrupted(start: Callable[..., Host]) -> None:
