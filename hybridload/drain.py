@@ -25,7 +25,8 @@ class Gate:
     __slots__ = ("_changed", "_closed", "_inside", "_open")
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # Reentrant: a stream that is collected may leave at any moment, also in a thread that is in here.
+        self._changed = threading.Condition(threading.RLock())
         self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
         self._open = True
         self._closed = False
@@ -79,7 +80,7 @@ class Limit:
 
     def __init__(self, most: float) -> None:
         self.most = most
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as a gate's
         self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
         self._turns: deque[Future[None]] = deque()
 

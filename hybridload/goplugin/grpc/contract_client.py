@@ -6,6 +6,8 @@ bind and encode the arguments, send, wait, decode. Nothing else happens on it un
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import functools
 import os
 import threading
@@ -302,7 +304,8 @@ class RemoteStream:
             self._call_back()
 
     def __del__(self) -> None:
-        self.close()
+        if not self._done and os.getpid() == self._pid:
+            _end_elsewhere(self.close)
 
     def _finish(self) -> bool:
         """Note the stream's end; false when it was known."""
@@ -314,6 +317,13 @@ class RemoteStream:
     def _call_back(self) -> None:
         while self._when_done:
             self._when_done.pop()()
+
+
+def _end_elsewhere(end: Callable[[], None]) -> None:
+    """Have a dropped stream ended on a thread that ends with it: whoever collects garbage may be in the middle of the
+    connection, with the very locks that this takes. To start a `threading.Thread` takes locks as well."""
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the connection with it
+        _thread.start_new_thread(end, ())
 
 
 class AsyncRemoteStream:
@@ -364,8 +374,8 @@ class AsyncRemoteStream:
             self._call_back()
 
     def __del__(self) -> None:
-        if os.getpid() == self._pid:
-            self._close()
+        if not self._done and os.getpid() == self._pid:
+            _end_elsewhere(self._close)
 
     def _close(self) -> None:
         self._done = True
