@@ -165,8 +165,8 @@ class NetRPCConnection:
                 self._fate(0)
                 or self._fate(_SETTLE)
                 or PluginCrashed(
-                    f"Plugin {self._name!r} broke its connection, though its process still runs. "
-                    "Its log may say why; load it again to start a new process.",
+                    f"Plugin {self._name!r} broke its connection, though its process still runs: {error}. "
+                    "Its log may say more; load it again to start a new process.",
                     plugin=self._name,
                 )
             )
