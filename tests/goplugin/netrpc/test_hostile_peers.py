@@ -277,7 +277,10 @@ else:
     else:
         server = NetRPCServer("hostile")
         services = {
-            "Control": {"Quit": Behavior(lambda _: os._exit(0), Bool(), EMPTY), "Ping": Behavior(lambda _: {}, Bool(), EMPTY)},
+            "Control": {
+                "Quit": Behavior(lambda _: os._exit(0), Bool(), EMPTY),
+                "Ping": Behavior(lambda _: {}, Bool(), EMPTY),
+            },
             "Dispenser": {"Dispense": Behavior(lambda _: 1, String(), Uint(32))},
         }
         threading.Thread(target=server.serve, args=(control, services), daemon=True).start()
