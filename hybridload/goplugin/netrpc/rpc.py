@@ -33,7 +33,7 @@ from hybridload.goplugin.netrpc.gob import (
     Struct,
     Uint,
 )
-from hybridload.goplugin.netrpc.gob.wire import STRING, UINT, WireStruct, put_bytes, put_int, put_uint
+from hybridload.goplugin.netrpc.gob.wire import STRING, UINT, WireStruct, put_bytes, put_int
 
 
 class _Request(NamedTuple):
@@ -112,11 +112,10 @@ class _Headers:
             return None
         if not seq:
             return named + b"\0"
-        out = bytearray(named)
-        out.append(1)
-        put_uint(out, seq)
-        out.append(0)
-        return bytes(out)
+        if seq < 128:
+            return b"%b\1%c\0" % (named, seq)
+        size = (seq.bit_length() + 7) >> 3
+        return b"%b\1%c%b\0" % (named, 256 - size, seq.to_bytes(size, "big"))
 
 
 class RpcClient:
@@ -358,6 +357,8 @@ def _number(type_id: int) -> bytes:
 
 
 def _message(body: bytes) -> bytes:
+    if len(body) < 128:
+        return b"%c%b" % (len(body), body)
     out = bytearray()
     put_bytes(out, body)
     return bytes(out)

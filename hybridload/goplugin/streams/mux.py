@@ -475,7 +475,7 @@ class MuxStream:
     def _send(self, data: Buffer) -> None:
         rest = data if len(data) <= _CHUNK else memoryview(data)
         while True:
-            sent = self._mux._write(self, rest[:_CHUNK])
+            sent = self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])
             if sent == len(rest):
                 return
             rest = memoryview(rest)[sent:]
@@ -563,7 +563,7 @@ class MuxStream:
         return data
 
     def _has_news(self) -> bool:
-        return bool(self._received) or self._finished or self._failure() is not None
+        return bool(self._received) or self._finished or self._is_over()
 
     def _is_accepted(self) -> bool:
         return self._failure() is not None or self.stream_id not in self._mux._unacknowledged
@@ -572,9 +572,11 @@ class MuxStream:
         return self._failure() is not None or self._mux._session.can_send(self.stream_id)
 
     def _check_sendable(self) -> None:
-        failure = self._failure()
-        if failure is not None:
+        if self._is_over() and (failure := self._failure()) is not None:
             raise failure
+
+    def _is_over(self) -> bool:
+        return self._closed or self._aborted is not None or self._mux._ended is not None
 
     def _failure(self) -> StreamError | None:
         if self._closed:

@@ -1,8 +1,9 @@
 """Streams over unix and TCP sockets, and where they are accepted.
 
 Sockets stay in blocking mode: a `receive` without a time-out and a `send` are one system call each, a time-out costs
-one more. `close` first shuts the connection down, which wakes whoever is blocked in it; the descriptor itself is closed
-by the last one to leave, so that no thread ever reads from a number that the system has given to another file.
+one more, but for one that is asked for twice in a row: from then on the system keeps it, and it costs nothing. `close`
+first shuts the connection down, which wakes whoever is blocked in it; the descriptor itself is closed by the last one
+to leave, so that no thread ever reads from a number that the system has given to another file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import math
 import os
 import select
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +38,9 @@ _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _SHORTAGE_PAUSE = 0.005  # seconds; doubled from try to try, as Go's servers do
 _LONGEST_SHORTAGE_PAUSE = 1.0
 _CAN_POLL = hasattr(select, "poll")
+_TIMEVAL = struct.Struct("ll")
+_CAN_KEEP_TIME = sys.platform == "linux" and sys.maxsize > 2**32  # where `SO_RCVTIMEO` takes such a timeval
+_SHORTEST, _LONGEST = 0.001, 60.0  # seconds that are left to the system
 _CAN_GATHER = hasattr(socket.socket, "sendmsg")
 
 
@@ -45,7 +51,17 @@ class SocketStream:
     :param peer: the other end's name in messages.
     """
 
-    __slots__ = ("_arrival", "_closed", "_leaving", "_receiving", "_sending", "_socket", "peer")
+    __slots__ = (
+        "_arrival",
+        "_closed",
+        "_last_timeout",
+        "_leaving",
+        "_patience",
+        "_receiving",
+        "_sending",
+        "_socket",
+        "peer",
+    )
 
     def __init__(self, connected: socket.socket, peer: str) -> None:
         connected.settimeout(None)
@@ -58,6 +74,8 @@ class SocketStream:
         self._receiving = threading.Lock()
         self._leaving = threading.RLock()
         self._arrival: _Readiness | None = None
+        self._last_timeout: float | None = None
+        self._patience: float | None = None  # the time-out that the system applies to receiving by itself
         self._closed = False
 
     def __repr__(self) -> str:
@@ -108,13 +126,15 @@ class SocketStream:
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         try:
             with self._receiving:
-                if timeout is not None:
+                if timeout != self._patience:
                     self._await_arrival(timeout)
                 data = self._socket.recv(max_bytes)
                 if data or not self._closed:
                     return data
         except TimeoutError:
             raise
+        except BlockingIOError:  # the system's own time-out
+            raise self._nothing_came(timeout) from None
         except OSError as error:
             raise self._failed(error) from error
         finally:
@@ -125,13 +145,15 @@ class SocketStream:
     def receive_into(self, buffer: memoryview, timeout: float | None = None) -> int:
         try:
             with self._receiving:
-                if timeout is not None:
+                if timeout != self._patience:
                     self._await_arrival(timeout)
                 count = self._socket.recv_into(buffer)
                 if count or not self._closed:
                     return count
         except TimeoutError:
             raise
+        except BlockingIOError:  # the system's own time-out
+            raise self._nothing_came(timeout) from None
         except OSError as error:
             raise self._failed(error) from error
         finally:
@@ -164,13 +186,28 @@ class SocketStream:
         except (OSError, ValueError):  # closed meanwhile: the call that was asked about raises at once
             return True
 
-    def _await_arrival(self, timeout: float) -> None:
+    def _await_arrival(self, timeout: float | None) -> None:
         if self._closed:
             raise self._closed_here()
+        if (
+            timeout is not None
+            and timeout == self._last_timeout
+            and _SHORTEST <= timeout <= _LONGEST
+            and _CAN_KEEP_TIME
+        ):
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(*divmod(int(timeout * 1e6), 10**6))
+            )
+            self._patience = timeout
+            return
+        self._last_timeout = timeout
         if self._arrival is None:
             self._arrival = _Readiness(self._socket)
         if not self._arrival.wait(timeout):
-            raise TimeoutError(f"nothing came from {self.peer} within {timeout:g} s")
+            raise self._nothing_came(timeout)
+
+    def _nothing_came(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"nothing came from {self.peer} within {timeout or 0:g} s")
 
     def _let_go(self) -> None:
         """Close the descriptor if nobody is inside a call on it; otherwise whoever is does this on the way out."""

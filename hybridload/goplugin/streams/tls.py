@@ -187,13 +187,12 @@ class TLSStream:
                 with contextlib.suppress(StreamError):
                     self._flush()  # the alert that tells the peer
                 raise TLSRefused(f"TLS with {self._below.peer} failed: {_reason(error)}") from error
-            self._feed(deadline)
+            self._feed(max(0.0, deadline - time.monotonic()))
 
-    def _feed(self, deadline: float | None) -> None:
+    def _feed(self, timeout: float | None) -> None:
         """Wait for cipher text. Called with `_receiving` held or in the handshake, and without `_state`."""
-        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            data = self._below.receive(_CHUNK, remaining)
+            data = self._below.receive(_CHUNK, timeout)
         except StreamError as error:
             raise self._fail(error) from error.__cause__
         with self._state:
@@ -255,7 +254,9 @@ class TLSStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._receiving:
             while (plain := self._decrypt(max_bytes)) is None:
-                self._feed(deadline)
+                self._feed(timeout)
+                if deadline is not None:
+                    timeout = max(0.0, deadline - time.monotonic())
             return plain
 
     def receive_into(self, buffer: memoryview, timeout: float | None = None) -> int:
@@ -376,7 +377,7 @@ class TLSStream:
             while (plain := self._decrypt(_CHUNK)) is None:
                 if not self._below.readable():
                     return False
-                self._feed(deadline=0)
+                self._feed(timeout=0)
             with self._state:
                 self._plain = plain + self._plain
             return True

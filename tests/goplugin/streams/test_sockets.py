@@ -97,6 +97,33 @@ def test_receive_times_out_and_the_stream_lives_on(pair: Pair) -> None:
     assert theirs.receive(timeout=5) == b"late"
 
 
+def test_a_time_out_that_is_asked_for_again_and_again_holds_for_itself_alone(
+    pair: Pair, pool: ThreadPoolExecutor
+) -> None:
+    ours, theirs = pair
+    buffer = bytearray(10)
+    for _ in range(2):
+        for receive in (theirs.receive, lambda timeout: theirs.receive_into(memoryview(buffer), timeout)):
+            for _ in range(3):
+                with pytest.raises(TimeoutError, match=r"within 0\.05 s"):
+                    receive(timeout=0.05)
+            ours.send(b"here")
+            assert receive(timeout=0.05) in (b"here", 4)
+            with pytest.raises(TimeoutError):
+                receive(timeout=0)
+            for longer in (None, 20):
+                waiting = pool.submit(receive, timeout=longer)
+                with pytest.raises(TimeoutError):
+                    waiting.result(0.3)
+                ours.send(b"late")
+                assert waiting.result(20) in (b"late", 4)
+    waiting = pool.submit(theirs.receive)
+    theirs.close()
+    assert isinstance(waiting.exception(20), StreamClosed)
+    with pytest.raises(StreamClosed):
+        theirs.receive(timeout=0.05)
+
+
 def test_half_close_ends_one_direction_only(pair: Pair, receive_exactly: ReceiveExactly) -> None:
     ours, theirs = pair
     ours.send(b"question")
