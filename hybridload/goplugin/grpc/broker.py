@@ -25,6 +25,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -84,14 +85,17 @@ class GRPCBroker:
         self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
         self._stream: Outgoing | None = None
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._closed = False
+        self.lifetime.when_ended(self._part)
 
     def next_id(self) -> int:
         """An id that this side has not used yet."""
         return next(self._ids)
 
     def accept(self, service_id: int) -> Listener:
-        """Listen for the other side's connections to an id of this side. The caller closes the listener.
+        """Listen for the other side's connections to an id of this side. The caller closes the listener; the end of the
+        plugin does so as well, which wakes whoever accepts there.
 
         :raises BrokerError: the broker is closed, or the id is being accepted already.
         """
@@ -99,6 +103,12 @@ class GRPCBroker:
             return self._accept_knocks(service_id)
         self._refuse_closed()
         listener = self._transport.listen()
+        with self._changed:
+            self._listeners.add(listener)
+            closed = self._closed
+        if closed:
+            listener.close()
+            self._refuse_closed()
         network, address = self._transport.translated(listener)
         self._send(service_id=service_id, network=network, address=address)
         return listener
@@ -150,19 +160,26 @@ class GRPCBroker:
     def close(self) -> None:
         """End the broker's stream and everything that it serves or dialled. Safe to call twice."""
         self.lifetime.end()
+        self._part()
         with self._changed:
-            self._closed = True
             owned, self._owned = self._owned, set()
-            listeners = list(self._accepting.values())
             reaper, self._reaper = self._reaper, None
-            self._changed.notify_all()
             if self._stream is not None:
                 self._stream.close()
         if reaper is not None:
             self._disposed.put(_END)
             reaper.join()
-        for each in (*owned, *listeners):
+        for each in owned:
             each.close()
+
+    def _part(self) -> None:
+        """Nobody is left to dial or to be dialled: end all that waits for that."""
+        with self._changed:
+            self._closed = True
+            listeners = [*self._listeners, *self._accepting.values()]
+            self._changed.notify_all()
+        for listener in listeners:
+            listener.close()
 
     # -- the broker's own stream
 
