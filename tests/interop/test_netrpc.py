@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from hybridload import Contract, Handshake
-from hybridload.errors import ContractError, RemoteError
+from hybridload.errors import CallTimeout, ContractError, RemoteError
 from hybridload.goplugin import Client
 
 HANDSHAKE = Handshake("BASIC_PLUGIN", "hello")
@@ -153,3 +153,51 @@ class Caller(Protocol):
 def test_a_go_plugin_calls_an_object_of_the_host(go_build: Callable[[str], Path]) -> None:
     with Client([go_build("tests/go/netrpc")], **options(False, plugins={"torture": Contract(Caller)})) as client:
         assert client.dispense("torture").call_back(Hello()) == "Hello from the host!"
+
+
+# What a Go plugin leaves unanswered
+
+
+class Sleeper(Protocol):
+    def echo(self, data: bytes) -> bytes: ...
+    def sleep(self, seconds: float) -> bool: ...
+    def absent(self, text: str) -> str: ...
+    def absent_too(self) -> str: ...
+
+
+@pytest.fixture
+def sleeper(go_build: Callable[[str], Path]) -> Iterator[Callable[[float], Any]]:
+    clients = []
+
+    def begin(call_timeout: float) -> Any:
+        plugins = {"torture": Contract(Sleeper)}
+        clients.append(
+            Client([go_build("tests/go/netrpc")], **options(True, plugins=plugins, call_timeout=call_timeout))
+        )
+        return clients[-1].dispense("torture")
+
+    yield begin
+    for client in clients:
+        client.kill()
+
+
+def test_answers_that_come_late_are_passed_over(sleeper: Callable[[float], Any]) -> None:
+    plugin = sleeper(0.5)
+    for _ in range(3):
+        with pytest.raises(CallTimeout, match=r"within 0\.5 s"):
+            plugin.sleep(0.8)
+        for number in range(200):
+            assert plugin.echo(b"%d" % number) == b"%d" % number
+
+
+def test_a_method_that_the_plugin_has_not_is_named(sleeper: Callable[[float], Any]) -> None:
+    plugin = sleeper(30)
+    with pytest.raises(RemoteError, match=r"rpc: can't find method Plugin\.Absent$"):
+        plugin.absent("x")
+    assert plugin.echo(b"on") == b"on"
+
+
+def test_without_an_argument_such_a_call_is_never_answered(sleeper: Callable[[float], Any]) -> None:
+    """Go's gob cannot pass over a nil interface: it waits for more of it (`ignoreInterface` in its decode.go)."""
+    with pytest.raises(CallTimeout):
+        sleeper(1).absent_too()
