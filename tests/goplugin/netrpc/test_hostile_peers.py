@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import time
@@ -198,7 +197,15 @@ def test_a_plugin_ends_a_dispensed_connection_and_keeps_the_session(
     assert resident(plugin) - before < 128 * MIB
 
 
-@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n" * 10, os.urandom(4096), bytes(12) * 100, b"\0"])
+NO_YAMUX = {
+    "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10,
+    "noise": random.Random(6).randbytes(4096),
+    "zeros": bytes(1200),
+}
+each_no_yamux = pytest.mark.parametrize("sent", NO_YAMUX.values(), ids=NO_YAMUX)
+
+
+@each_no_yamux
 def test_a_plugin_ends_a_session_that_is_none(plugin: Client, sent: bytes) -> None:
     attach = plugin.reattach_config
     raw = connect(attach.network, attach.address, PATIENCE)
@@ -337,7 +344,7 @@ def test_a_call_that_is_answered_with_that_fails_and_the_session_goes_on(hosted:
     assert psutil.Process().memory_info().rss - before < 128 * MIB
 
 
-@pytest.mark.parametrize("sent", [b"HTTP/1.1 400 Bad Request\r\n\r\n", os.urandom(4096), bytes(24)])
+@each_no_yamux
 def test_a_host_refuses_a_session_that_is_none(hosted: Any, sent: bytes) -> None:
     with pytest.raises(HandshakeError, match="no go-plugin server answers net/rpc there"):
         hosted("raw", sent, start_timeout=5.0).start()
