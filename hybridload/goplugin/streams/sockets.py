@@ -316,6 +316,9 @@ class SocketListener:
                     _Readiness(self._woken).wait(_remaining(pause, deadline))
                     pause = min(2 * pause, _LONGEST_SHORTAGE_PAUSE)
                     continue
+                if self._closed:  # just now: whoever connected is not served any more
+                    connected.close()
+                    break
                 return SocketStream(connected, _peer_name(self._network, address or self._address))
         raise StreamClosed(f"the listener on {self._network}:{self._address} was closed")
 
