@@ -39,6 +39,11 @@ _SETTLE = 1.0
 Fate = Callable[[float], Exception | None]
 """Seconds to wait -> why the plugin is gone, or `None` when it is still there after them."""
 
+_RAISE_THE_LIMIT = (
+    ". Raise the limit on the side that refused it: grpc.MaxRecvMsgSize in a Go plugin, server_options of a Python "
+    "plugin's serve, channel_options of the host; or send less at once, in a stream."
+)
+
 
 class GRPCConnection:
     """Connects to a plugin, and drains its output from then on.
@@ -198,6 +203,8 @@ class GRPCConnection:
         code, message = error.code().name, error.details() or ""
         details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS), None)
         if details is None:
+            if code == "RESOURCE_EXHAUSTED" and "larger than max" in message:
+                message += _RAISE_THE_LIMIT
             if code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN") and (gone := self._gone(code)) is not None:
                 return gone
             if code == "DEADLINE_EXCEEDED" and timeout is not None:
