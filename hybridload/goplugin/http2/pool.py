@@ -72,6 +72,7 @@ class Pool:
         self._lock = threading.Lock()
         self._links: list[ClientLink] = []
         self._idle: list[ClientLink] = []  # the last one used is the first to be used again
+        self._parting: set[ClientLink] = set()  # not to be handed out any more, with calls that go on
         self._dialling = 0
         self._turns: deque[_Turn] = deque()
         self._closed = False
@@ -127,7 +128,8 @@ class Pool:
         """Hand out nothing more; returns the connections, which the caller closes."""
         with self._lock:
             self._closed = True
-            links, self._links = self._links, []
+            links, self._links = [*self._links, *self._parting], []
+            self._parting = set()
             self._idle = []
             while self._turns:
                 self._turns.popleft().arrived.set()
@@ -245,6 +247,10 @@ class Pool:
             self._links.remove(link)
         if link in self._idle:
             self._idle.remove(link)
+        if link.users:
+            self._parting.add(link)
+        else:
+            self._parting.discard(link)
         self._wake_one()
 
     def _wake_one(self) -> None:

@@ -480,6 +480,29 @@ def test_an_answer_counts_though_the_peer_hung_up_before_it_was_read() -> None:
     peer.join()
 
 
+def test_a_connection_that_takes_no_more_calls_ends_with_the_channel_too() -> None:
+    def stream_then_go_away(connection: Connection, stream_id: int) -> None:
+        connection.send_headers(stream_id, OK_RESPONSE)
+        if stream_id > 1:
+            connection.go_away()
+            connection.send_data(stream_id, b"\0\0\0\0\x01x")
+            connection.send_headers(stream_id, OK_TRAILERS, end_stream=True)
+
+    channel, peers = answering(stream_then_go_away)
+    endless = channel.unary_stream("/t.T/Endless")(b"")
+    assert channel.unary_unary("/t.T/Echo").future(b"x").result() == b"x"
+    deadline = time.monotonic() + 10
+    while channel._pool._links and time.monotonic() < deadline:  # a worker of the channel takes it out
+        time.sleep(0.001)
+    assert not channel._pool._links
+    channel.close()
+    peers[0].join(10)
+    assert len(peers) == 1
+    assert not peers[0].is_alive()
+    with pytest.raises(RpcError, match="Channel closed"):
+        next(endless)
+
+
 @pytest.mark.parametrize("future", [False, True], ids=["call", "future"])
 def test_a_peer_that_is_stopped_in_the_handshake_holds_a_call_up_until_its_deadline(future: bool) -> None:
     certificate = generate_certificate()
