@@ -279,16 +279,21 @@ func (t *torture) CallBack(ctx context.Context, request *torturepb.CallBackReque
 
 func (t *torture) Offer(_ context.Context, request *torturepb.OfferRequest) (*torturepb.OfferResponse, error) {
 	response := &torturepb.OfferResponse{}
-	accepting := make(chan struct{})
 	for range request.Count {
 		id := t.broker.NextId()
+		accepting := make(chan struct{}, 1)
 		go t.broker.AcceptAndServe(id, func(options []grpc.ServerOption) *grpc.Server {
 			server := grpc.NewServer(options...)
 			kinds.RegisterGreeter(server, fmt.Sprintf("Hello from service %d!", id))
 			accepting <- struct{}{}
 			return server
 		})
-		<-accepting // a multiplexed broker that is knocked at too early stops accepting for good
+		// A multiplexed broker that is knocked at too early stops accepting for good; with a host that has opened no
+		// broker stream, nothing is ever accepted, and the ids are all it gets.
+		select {
+		case <-accepting:
+		case <-time.After(time.Second):
+		}
 		response.ServiceIds = append(response.ServiceIds, id)
 	}
 	return response, nil
