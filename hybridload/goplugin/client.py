@@ -42,6 +42,7 @@ from hybridload.goplugin.logs import LogEntry, LogReader, PluginLog
 from hybridload.goplugin.output import Output, OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
 from hybridload.goplugin.process import ProcessSpec, describe_exit
+from hybridload.goplugin.reattach import VARIABLE as REATTACH_VARIABLE
 from hybridload.goplugin.reattach import AttachedProcess, ReattachConfig
 from hybridload.goplugin.runner import LocalRunner, Runner, RunningPlugin
 from hybridload.goplugin.socket_folder import SocketFolder
@@ -537,7 +538,8 @@ class Client:
             env = {}
         else:
             env = {key: os.environ[key] for key in self._inherit_env if key in os.environ}
-        for key in PROTOCOL_VARIABLES:
+        # What runs under a debugger is meant for this host, and may be named with its key.
+        for key in (*PROTOCOL_VARIABLES, REATTACH_VARIABLE):
             env.pop(key, None)
         if socket_folder is not None:
             env["PLUGIN_UNIX_SOCKET_DIR"] = socket_folder

@@ -174,6 +174,7 @@ def test_what_a_host_was_told_as_a_plugin_is_not_handed_on(
         "PLUGIN_UNIX_SOCKET_GROUP",
         "PLUGIN_PROTOCOL_VERSIONS",
         "PLUGIN_MIN_PORT",
+        "HYBRIDLOAD_REATTACH",
     ):
         monkeypatch.setenv(name, "stale")
     client = new_client(auto_mtls=False)
