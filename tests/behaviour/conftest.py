@@ -15,6 +15,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,17 @@ def plugin(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.T
     )
     folder = Path(tempfile.mkdtemp(prefix="hl-", dir="/tmp"))
     before = Baseline.take(uuid.uuid4().hex, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MARKER, before.marker)
-        patch.setenv("TMPDIR", str(folder))
-        patch.setattr(tempfile, "tempdir", str(folder))
-        if row.engine is not None:
-            patch.setenv("HYBRIDLOAD_ENGINE", row.engine)
-        with Loader(PLUGINS, handshake=HANDSHAKE, config=config) as loader:
-            yield Plugin(loader.load("everything"), folder)
+    with ExitStack() as stack:
+        # Only while it starts: whatever tests come next, they are not of this row.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(MARKER, before.marker)
+            patch.setenv("TMPDIR", str(folder))
+            patch.setattr(tempfile, "tempdir", str(folder))
+            if row.engine is not None:
+                patch.setenv("HYBRIDLOAD_ENGINE", row.engine)
+            loader = stack.enter_context(Loader(PLUGINS, handshake=HANDSHAKE, config=config))
+            everything = loader.load("everything")
+        yield Plugin(everything, folder)
     left = wait_until_nothing_is_left(before, KINDS)
     shutil.rmtree(folder)
     assert not left, "the plugin left behind:\n  " + "\n  ".join(left)
