@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,6 +120,7 @@ def _hooks(
     loader: Loader, manager: pluggy.PluginManager, name: str, on_crash: OnCrash, order: dict[str, bool]
 ) -> dict[str, Callable[..., Any]]:
     hooks: dict[str, Callable[..., Any]] = {}
+    falling = threading.Lock()
     for handle in loader.loaded()[name]:
         for method in service_of(handle).methods:
             options = dict(getattr(method.function, f"{manager.project_name}_impl", None) or {})
@@ -135,7 +137,7 @@ def _hooks(
                 raise ConfigError(
                     f"Plugin {name!r} is loaded under two kinds that both have the hook {method.name}().", plugin=name
                 )
-            call = _call(_Target(loader, name, handle, method.name), method, on_crash)
+            call = _call(_Target(loader, name, handle, method.name, falling), method, on_crash)
             forwarder = _forwarder(call, method, hook.spec.argnames)
             marker = pluggy.HookimplMarker(manager.project_name)
             hooks[method.name] = marker(**{**options, **order})(forwarder)
@@ -161,11 +163,12 @@ def _forwarder(call: Callable[[dict[str, Any]], Any], method: Method, offered: t
 class _Target:
     """One method of a loaded plugin, wherever it runs."""
 
-    def __init__(self, loader: Loader, plugin: str, handle: Any, method: str) -> None:
+    def __init__(self, loader: Loader, plugin: str, handle: Any, method: str, falling: threading.Lock) -> None:
         self._loader = loader
         self.plugin = plugin
         self._handle = handle
         self._method = method
+        self._falling = falling  # one for all methods of a plugin: who comes second finds that it fell back already
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
         return getattr(self._handle, self._method)(**arguments)
@@ -175,12 +178,14 @@ class _Target:
 
     def fall_back(self, error: Exception) -> None:
         """Have it run in the next isolation of its chain; raises `error` when there is none."""
-        status = self._loader.status(self.plugin)
-        behind = status.chain[status.chain.index(status.isolation) + 1 :] if status.isolation in status.chain else ()
-        if behind:
-            self._loader.switch(self.plugin, behind)
-        elif status.isolation != "in-process":  # where nothing crashes: another call has fallen back meanwhile
-            raise error
+        with self._falling:
+            status = self._loader.status(self.plugin)
+            at = status.chain.index(status.isolation) if status.isolation in status.chain else len(status.chain)
+            behind = status.chain[at + 1 :]
+            if behind:
+                self._loader.switch(self.plugin, behind)
+            elif status.isolation != "in-process":  # where nothing crashes: another call has fallen back meanwhile
+                raise error
         log.warning("plugin %s: the hook %s fell back from: %s", self.plugin, self._method, error)
 
 

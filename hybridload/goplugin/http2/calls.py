@@ -172,7 +172,9 @@ class Call:
             self._abandon(error.status)
             return False
         if reader.missing:
-            self.link.connection.expect(self.stream_id, reader.missing)
+            # While one waits to be consumed, the next is not helped to come: what piles up stays within the window.
+            if not self.messages:
+                self.link.connection.expect(self.stream_id, reader.missing)
         else:
             # The next message may come in one piece again.
             self.reader = reader if reader.inside else None
@@ -403,6 +405,8 @@ class StreamCall(Call):
         size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
         self._uncredited -= size
         self.link.connection.consumed(self.stream_id, size)
+        if not self.messages and self.reader is not None and self.reader.missing:
+            self.link.connection.expect(self.stream_id, self.reader.missing)
 
 
 class Responses:

@@ -164,7 +164,9 @@ class ServerCall:
         except MessageError as error:
             return error.status
         if reader.missing:
-            self.link.connection.expect(self.stream_id, reader.missing)
+            # While one waits to be consumed, the next is not helped to come: what piles up stays within the window.
+            if not self.messages:
+                self.link.connection.expect(self.stream_id, reader.missing)
         else:
             # The next message may come in one piece again.
             self.reader = reader if reader.inside else None
@@ -219,6 +221,8 @@ class ServerCall:
             size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
             self._uncredited -= size
             link.connection.consumed(self.stream_id, size)
+            if not self.messages and self.reader is not None and self.reader.missing:
+                link.connection.expect(self.stream_id, self.reader.missing)
         if link.connection.due:
             link.flush_or_delegate()
         return message
