@@ -60,7 +60,7 @@ from hybridload.supervise import (
     Unhealthy,
     Wait,
 )
-from hybridload.watch import WatchedFile, files_of
+from hybridload.watch import WatchedFile, files_of, forget_bytecode
 
 if TYPE_CHECKING:
     from hybridload.goplugin.plugins import VersionedPlugins
@@ -140,12 +140,14 @@ class Host:
 class _Place:
     """Where a plugin runs, and the gate that its calls pass.
 
+    :param files: what is watched for it, as it was before the plugin read it.
     :param lost: it ended by itself, or does not answer, and the supervisor knows.
     :param doubted: a call there failed as it would if that were so.
     """
 
     isolation: Isolation
     running: Running
+    files: list[WatchedFile] = field(default_factory=list)
     attempts: tuple[Attempt, ...] = ()
     gate: Gate = field(default_factory=Gate)
     methods: dict[str, Methods] = field(default_factory=dict)
@@ -179,7 +181,6 @@ class LoadedPlugin:
         self._unasked = False
         self._closing = False
         self._closed = False
-        self._files: list[WatchedFile] = []
         self._configure(resolution.settings)
 
     # -- what the loader asks for
@@ -212,6 +213,8 @@ class LoadedPlugin:
     def reload(self) -> None:
         with self._changing() as left:
             place, kind = self._place, next(iter(self._handles))
+            if place is not None:
+                forget_bytecode(files_of(self.resolution, place.isolation))
             if place is None or self._is_lost(place):
                 self._move(self._chain, kind, left)
             else:
@@ -298,7 +301,8 @@ class LoadedPlugin:
 
     def look(self) -> None:
         """Look at the files that are watched for it, and reload it when one has changed."""
-        changed = [each.path for each in self._files if each.changed()]
+        place = self._place
+        changed = place is not None and [each.path for each in place.files if each.changed()]
         if self._closed or not changed:
             return
         try:
@@ -311,7 +315,8 @@ class LoadedPlugin:
     @property
     def watches(self) -> bool:
         """Whether it has files that are watched."""
-        return bool(self._files)
+        place = self._place
+        return place is not None and bool(place.files)
 
     def forked(self) -> None:
         """In a forked child: the process is the parent's, an in-process object is this child's own by now."""
@@ -611,7 +616,6 @@ class LoadedPlugin:
             left.append(old)
         place.running.when_gone(functools.partial(self._ended, place))
         self._schedule_health(place)
-        self._watch_files()
 
     def _open(self, chain: Chain, kind: str) -> _Place:
         attempts: list[Attempt] = []
@@ -644,12 +648,13 @@ class LoadedPlugin:
         """Start the plugin in one isolation and see that it answers."""
         opening = Opening()
         self._unasked, self._opening = unasked, opening
+        files = self._watched(isolation)
         try:
             if self._closing:
                 raise PluginClosed(f"Plugin {self._name!r} was closed.", plugin=self._name)
             running = driver(isolation).open(self._request(kind, opening))
             try:
-                place = _Place(isolation, running)
+                place = _Place(isolation, running, files)
                 place.methods[kind] = self._methods(place, kind)
                 running.ping(self._supervisor.policy.health_timeout)
             except BaseException:
@@ -716,18 +721,19 @@ class LoadedPlugin:
             for kind in self._handles:
                 self._bind(kind, place)
             self._schedule_health(place)
-        self._watch_files()
+            place.files = self._watched(place.isolation, place.files) or place.files if self._watching else []
 
-    def _watch_files(self) -> None:
+    @property
+    def _watching(self) -> bool:
         asked = self.resolution.settings.watch
-        place = self._place
-        watching = place is not None and (self._host.watch if asked is None else asked)
-        if place is None or not watching:
-            self._files = []
-            return
-        known = {each.path: each for each in self._files}
-        found = [known.get(path) or WatchedFile(path) for path in files_of(self.resolution, place.isolation)]
-        self._files = found or self._files
+        return self._host.watch if asked is None else asked
+
+    def _watched(self, isolation: Isolation, known: Sequence[WatchedFile] = ()) -> list[WatchedFile]:
+        """The files that are watched while it runs so: those that are not known, as they are now."""
+        if not self._watching:
+            return []
+        watched = {each.path: each for each in known}
+        return [watched.get(path) or WatchedFile(path) for path in files_of(self.resolution, isolation)]
 
     # -- slots
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ def signature(path: Path) -> Signature:
         found = os.stat(path)
         if not stat.S_ISDIR(found.st_mode):
             return found.st_mtime_ns, found.st_ino, found.st_size
-        each = [os.stat(inside) for inside in path.rglob("*.py")]
+        each = [os.stat(inside) for inside in _sources(path)]
     except OSError:
         return None
     return max((one.st_mtime_ns for one in each), default=0), len(each), sum(one.st_size for one in each)
@@ -82,3 +83,30 @@ def _program_files(external: External) -> list[Path]:
             return [Path(program), *(folder / word for word in arguments if (folder / word).is_file())]
     except PluginError:
         return []  # it is being replaced; what was watched before goes on being watched
+
+
+def forget_bytecode(paths: Iterable[Path]) -> None:
+    """Have Python compile again what was edited just after it was compiled.
+
+    Python takes compiled code for current when the source still has the size and, in whole seconds, the time of change
+    that it had then. An edit within that second that keeps the size goes unseen: a plugin that is reloaded for it would
+    run its old code.
+
+    :param paths: Python files, and folders of such; those of other kinds are left alone.
+    """
+    for path in paths:
+        for source in _sources(path) if path.is_dir() else [path]:
+            try:
+                compiled = Path(cache_from_source(source))
+                if source.suffix == ".py" and compiled.stat().st_mtime < source.stat().st_mtime + _COARSE:
+                    compiled.unlink()
+            except OSError:
+                continue  # it was never compiled, or is none of ours to remove
+
+
+_COARSE = 2.0
+"""Seconds: one that Python does not tell apart, and one that may lie between the reading and the compiled file."""
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    return folder.rglob("*.py")
