@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 from hybridload.errors import CallTimeout
@@ -43,21 +43,33 @@ def end_of_calls(timeout: float | None) -> float | None:
     return own if end is None else min(own, end)
 
 
-@contextmanager
-def ending_at(end: float | None) -> Iterator[None]:
-    """As `deadline`, with the moment that `end_of_calls` gave: for a call that is made again, or has waited.
+def ending_at(end: float | None) -> AbstractContextManager[None]:
+    """As `deadline`, with a moment: for a call that is made again, has waited, or goes on in steps.
+
+    It may be entered again after it was left, so one does for all the steps of a stream.
 
     :param end: on the clock of `time.monotonic`; `None` for no deadline.
     """
-    if end is None:
-        yield
-        return
-    outer = _ends.get()
-    token = _ends.set(end if outer is None else min(end, outer))
-    try:
-        yield
-    finally:
-        _ends.reset(token)
+    return _NO_DEADLINE if end is None else _Ending(end)
+
+
+class _Ending:
+    """A deadline in the current context. What it is entered for often has to be cheap."""
+
+    __slots__ = ("_end", "_token")
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+
+    def __enter__(self) -> None:
+        outer = _ends.get()
+        self._token = _ends.set(self._end if outer is None else min(self._end, outer))
+
+    def __exit__(self, *_: object) -> None:
+        _ends.reset(self._token)
+
+
+_NO_DEADLINE = nullcontext()
 
 
 def limited(timeout: float | None, plugin: str) -> float | None:

@@ -4,19 +4,20 @@
   (see `contract.exceptions`). So does what is no `Exception`, such as `SystemExit`: it fails the call alone.
 - A request that cannot be read is INVALID_ARGUMENT: it is the caller's fault and no exception of the object.
 - Iterators that the object returns are closed when the caller goes away before their end.
+- Whatever the object calls in turn is held to the call's own deadline, in every step of a stream as well.
 - `async def` methods run on one event loop, on a thread of its own that starts with the first of them; the call's own
   thread waits. When the caller goes away, they are cancelled.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from hybridload.contract import Kind, encode_exception
-from hybridload.deadlines import deadline
+from hybridload.deadlines import deadline, ending_at
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.handlers import Behavior, Engine, ServiceHandler, method_handler
 
@@ -101,13 +102,12 @@ class _Calls:
         raise self.engine.abort(context, "INVALID_ARGUMENT", f"the request cannot be read: {error}")
 
 
-def _caller_waits(context: Any) -> AbstractContextManager[None]:
-    """What the method calls back has to end before the call itself does."""
+def _end_of(context: Any) -> float | None:
+    """When a call has to have ended, and with it what its method calls; on the clock of `time.monotonic`."""
     left = context.time_remaining()
-    return _NO_DEADLINE if left is None or left > _LONGEST else deadline(left)
+    return None if left is None or left > _LONGEST else time.monotonic() + left
 
 
-_NO_DEADLINE = nullcontext()
 _LONGEST = 366 * 86400.0
 """Seconds. grpcio gives some hundred years for a call without a deadline."""
 
@@ -156,7 +156,8 @@ def _client_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) 
         except Exception as error:
             calls.refuse(error, context)
         try:
-            return encode(method(*args, **kwargs), objects)
+            with ending_at(_end_of(context)):
+                return encode(method(*args, **kwargs), objects)
         except BaseException as error:
             calls.fail(error, context)
 
@@ -178,14 +179,16 @@ def _bidi(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavi
 
 def _results(calls: _Calls, wire: WireMethod, call: Callable[[], Any], context: Any) -> Iterator[bytes]:
     """The items of the iterator that a method returns, encoded; it is closed whatever ends the stream."""
-    encode, objects = wire.encode_result, calls.objects
+    encode, objects, in_time = wire.encode_result, calls.objects, ending_at(_end_of(context))
     items: Any = None
     try:
         while True:
             try:
-                if items is None:
-                    items = iter(call())
-                chunk = encode(next(items), objects)
+                # The context of each step is the thread's that asks for it.
+                with in_time:
+                    if items is None:
+                        items = iter(call())
+                    chunk = encode(next(items), objects)
             except StopIteration:
                 return
             except BaseException as error:
@@ -206,7 +209,7 @@ def _async_unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) ->
         except Exception as error:
             calls.refuse(error, context)
         try:
-            with _caller_waits(context):
+            with ending_at(_end_of(context)):
                 return encode(_AsyncCall(loop, context).run(_awaited(method(*args, **kwargs))), objects)
         except BaseException as error:
             calls.fail(error, context)
@@ -237,7 +240,8 @@ def _async_client_stream(calls: _Calls, wire: WireMethod, method: Callable[..., 
             return await method(*args, **kwargs)
 
         try:
-            return encode(_AsyncCall(loop, context).run(call()), objects)
+            with ending_at(_end_of(context)):
+                return encode(_AsyncCall(loop, context).run(call()), objects)
         except BaseException as error:
             calls.fail(error, context)
 
@@ -262,14 +266,15 @@ def _async_results(
     calls: _Calls, wire: WireMethod, call: _AsyncCall, method: Callable[[], Any], context: Any
 ) -> Iterator[bytes]:
     """The same as `_results` for an asynchronous iterator; each step runs on the event loop."""
-    encode, objects = wire.encode_result, calls.objects
+    encode, objects, in_time = wire.encode_result, calls.objects, ending_at(_end_of(context))
     items: Any = None
     try:
         while True:
             try:
-                if items is None:
-                    items = aiter(method())
-                item = call.run(_next(items))
+                with in_time:
+                    if items is None:
+                        items = aiter(method())
+                    item = call.run(_next(items))
                 if item is _END:
                     return
                 chunk = encode(item, objects)
