@@ -12,9 +12,9 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
-from google.protobuf.message_factory import GetMessageClass
 
 from hybridload.contract.elements import Unfit, listed
+from hybridload.contract.protobuf import class_of
 from hybridload.contract.service import Objects
 from hybridload.contract.values import Slot, check_exclusive
 
@@ -64,7 +64,7 @@ class Value:
 
     @classmethod
     def of_slot(cls, message: Descriptor, slot: Slot) -> Value:
-        return cls(GetMessageClass(message), slot.put, slot.take, slot.attribute)
+        return cls(class_of(message), slot.put, slot.take, slot.attribute)
 
 
 def _error(subject: str, unfit: Unfit) -> Exception:

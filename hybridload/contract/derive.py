@@ -13,16 +13,9 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
-
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    EnumDescriptorProto,
-    FieldDescriptorProto,
-    FileDescriptorProto,
-)
 
 from hybridload.contract.descriptors import Given, private_pool, well_known_files
 from hybridload.contract.elements import plain_name
@@ -36,6 +29,7 @@ from hybridload.contract.hints import (
     Shape,
     Table,
 )
+from hybridload.contract.protobuf import REPEATED, FieldType, MessageData, enum_data, file_data, method_data
 from hybridload.contract.wire import RESULT, Wire, given_wire
 from hybridload.errors import ContractError
 
@@ -43,11 +37,11 @@ if TYPE_CHECKING:
     from hybridload.contract.service import Method, Service
 
 _SCALARS = {
-    str: FieldDescriptorProto.TYPE_STRING,
-    int: FieldDescriptorProto.TYPE_INT64,
-    float: FieldDescriptorProto.TYPE_DOUBLE,
-    bool: FieldDescriptorProto.TYPE_BOOL,
-    bytes: FieldDescriptorProto.TYPE_BYTES,
+    str: FieldType.STRING,
+    int: FieldType.INT64,
+    float: FieldType.DOUBLE,
+    bool: FieldType.BOOL,
+    bytes: FieldType.BYTES,
 }
 _WELL_KNOWN = {
     datetime: (".google.protobuf.Timestamp", "google/protobuf/timestamp.proto"),
@@ -61,13 +55,13 @@ def derived_wire(service: Service) -> Wire:
 
     :raises ContractError: when protobuf refuses what the hints say.
     """
-    file = derive(service)
-    files = [*well_known_files(), file]
+    derivation = _Derivation(service)
+    files = (*well_known_files(derivation.dependencies), derivation.file)
     try:
         pool = private_pool(files)
     except TypeError as error:
         raise ContractError(f"{service.interface.__qualname__}: protobuf refuses its messages: {error}") from error
-    given = Given(pool.FindServiceByName(service.full_name), tuple(files), pool)
+    given = Given(pool.FindServiceByName(service.full_name), files, pool)
     wire, mismatches = given_wire(service, given, derived=True)
     if mismatches:
         raise ContractError(
@@ -76,35 +70,41 @@ def derived_wire(service: Service) -> Wire:
     return wire
 
 
-def derive(service: Service) -> FileDescriptorProto:
-    """The .proto file of a service, as data."""
-    return _Derivation(service).file
-
-
 class _Derivation:
     def __init__(self, service: Service) -> None:
         package, _, name = service.full_name.rpartition(".")
         self.package = f".{package}." if package else "."
-        self.file = FileDescriptorProto(name=f"{service.full_name.replace('.', '/')}.proto", syntax="proto3")
-        if package:
-            self.file.package = package
+        self.messages: list[MessageData] = []
+        self.enums: list[bytes] = []
+        self.dependencies: list[str] = []
         self.taken = {name}
         self.named: dict[object, str] = {}
         requests = {method: self._claim(f"{method.wire_name}Request", method) for method in service.methods}
         responses = {
             method: self._claim(f"{method.wire_name}Response", method, "response") for method in service.methods
         }
-        rpcs = self.file.service.add(name=name)
+        rpcs: list[bytes] = []
         for method in service.methods:
             self._request(requests[method], method)
             self._response(responses[method], method)
-            rpcs.method.add(
-                name=method.wire_name,
-                input_type=self.package + requests[method],
-                output_type=self.package + responses[method],
-                client_streaming=method.kind.streams_arguments or None,  # as protoc leaves out what is false
-                server_streaming=method.kind.streams_result or None,
+            rpcs.append(
+                method_data(
+                    method.wire_name,
+                    self.package + requests[method],
+                    self.package + responses[method],
+                    streams_in=method.kind.streams_arguments,
+                    streams_out=method.kind.streams_result,
+                )
             )
+        self.file = file_data(
+            f"{service.full_name.replace('.', '/')}.proto",
+            package,
+            self.messages,
+            dependencies=self.dependencies,
+            enums=self.enums,
+            services=[(name, rpcs)],
+        )
+        """The .proto file of the service, as data."""
 
     def _claim(self, wanted: str, *key: object) -> str:
         name, count = wanted, 1
@@ -116,60 +116,56 @@ class _Derivation:
         return name
 
     def _request(self, name: str, method: Method) -> None:
-        message = self.file.message_type.add(name=name)
+        message = self._new_message(name)
         for parameter in method.parameters:
             self._field(message, parameter.name, parameter.number, parameter.shape)
 
     def _response(self, name: str, method: Method) -> None:
-        message = self.file.message_type.add(name=name)
+        message = self._new_message(name)
         if method.result_shape is not None:
             self._field(message, RESULT, method.result_number, method.result_shape)
 
-    def _field(self, message: DescriptorProto, name: str, number: int, shape: Shape) -> None:
-        field = message.field.add(name=name, number=number, label=FieldDescriptorProto.LABEL_OPTIONAL)
-        if isinstance(shape, Repeated):
-            field.label = FieldDescriptorProto.LABEL_REPEATED
-            self._type(field, shape.item)
-        elif isinstance(shape, Table):
-            field.label = FieldDescriptorProto.LABEL_REPEATED
-            field.type = FieldDescriptorProto.TYPE_MESSAGE
-            field.type_name = f"{self.package}{message.name}.{self._entry(message, name, shape)}"
-        elif isinstance(shape, Maybe):
-            self._type(field, shape.item)
-            if field.type != FieldDescriptorProto.TYPE_MESSAGE:
-                field.proto3_optional = True
-                field.oneof_index = len(message.oneof_decl)
-                message.oneof_decl.add(name=f"_{name}")
-        else:
-            self._type(field, shape)
+    def _new_message(self, name: str) -> MessageData:
+        self.messages.append(MessageData(name))
+        return self.messages[-1]
 
-    def _entry(self, message: DescriptorProto, name: str, shape: Table) -> str:
-        entry = message.nested_type.add(name=camel(name) + "Entry")
-        entry.options.map_entry = True
-        self._field(entry, "key", 1, shape.key)
-        value = entry.field.add(name="value", number=2, label=FieldDescriptorProto.LABEL_OPTIONAL)
-        self._type(value, shape.value)
+    def _field(self, message: MessageData, name: str, number: int, shape: Shape) -> None:
+        if isinstance(shape, Repeated):
+            message.field(name, number, *self._type(shape.item), label=REPEATED)
+        elif isinstance(shape, Table):
+            entry = f"{self.package}{message.name}.{self._entry(message, name, shape)}"
+            message.field(name, number, FieldType.MESSAGE, entry, label=REPEATED)
+        elif isinstance(shape, Maybe):
+            kind, type_name = self._type(shape.item)
+            if kind == FieldType.MESSAGE:
+                message.field(name, number, kind, type_name)
+            else:
+                message.field(name, number, kind, type_name, oneof=message.oneof(f"_{name}"), maybe=True)
+        else:
+            message.field(name, number, *self._type(shape))
+
+    def _entry(self, message: MessageData, name: str, shape: Table) -> str:
+        entry = message.entry(camel(name) + "Entry")
+        entry.field("key", 1, *self._type(shape.key))
+        entry.field("value", 2, *self._type(shape.value))
         return entry.name
 
-    def _type(self, field: FieldDescriptorProto, shape: Shape) -> None:
-        """Give a field the type of one item."""
+    def _type(self, shape: Shape) -> tuple[int, str]:
+        """The type of a field that holds one item."""
         if isinstance(shape, Plain) and shape.python in _SCALARS:
-            field.type = _SCALARS[shape.python]
-        elif isinstance(shape, Reference):
-            field.type = FieldDescriptorProto.TYPE_UINT32
-        elif isinstance(shape, Enumeration):
-            field.type = FieldDescriptorProto.TYPE_ENUM
-            field.type_name = self.package + self._enum(shape)
-        else:
-            field.type = FieldDescriptorProto.TYPE_MESSAGE
-            field.type_name = self._message(shape)
+            return _SCALARS[shape.python], ""
+        if isinstance(shape, Reference):
+            return FieldType.UINT32, ""
+        if isinstance(shape, Enumeration):
+            return FieldType.ENUM, self.package + self._enum(shape)
+        return FieldType.MESSAGE, self._message(shape)
 
     def _message(self, shape: Shape) -> str:
         match shape:
             case Plain(python=python):
                 name, file = _WELL_KNOWN[python]
-                if file not in self.file.dependency:
-                    self.file.dependency.append(file)
+                if file not in self.dependencies:
+                    self.dependencies.append(file)
                 return name
             case Record():
                 return self.package + self._record(shape)
@@ -184,7 +180,7 @@ class _Derivation:
         key = (shape.python,)
         if key not in self.named:
             name = self._claim(camel(shape.python.__name__), *key)
-            message = self.file.message_type.add(name=name)
+            message = self._new_message(name)
             for item in shape.fields:
                 self._field(message, item.name, item.number, item.shape)
         return self.named[key]
@@ -193,7 +189,7 @@ class _Derivation:
         key = ("wrapper", self._name_of(shape))
         if key not in self.named:
             name = self._claim(key[1], *key)
-            self._field(self.file.message_type.add(name=name), field, 1, shape)
+            self._field(self._new_message(name), field, 1, shape)
         return self.named[key]
 
     def _name_of(self, shape: Shape) -> str:
@@ -221,15 +217,14 @@ class _Derivation:
         key = (shape.python,)
         if key not in self.named:
             name = self._claim(camel(shape.python.__name__), *key)
-            enum = self.file.enum_type.add(name=name)
             numbers = [int(m.value) for m in shape.python] if shape.by_number else range(len(shape.python))
-            _enum_values(enum, [member.name for member in shape.python], numbers)
+            self.enums.append(enum_data(name, _enum_values(name, [member.name for member in shape.python], numbers)))
         return self.named[key]
 
 
-def _enum_values(enum: EnumDescriptorProto, names: list[str], numbers: Iterable[int]) -> None:
-    """Fill an enum. Its values share their scope with other enums' in protobuf, so each carries the enum's name."""
-    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper()
+def _enum_values(enum: str, names: list[str], numbers: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """The values of an enum. They share their scope with other enums' in protobuf, so each carries the enum's name."""
+    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum).upper()
     values = sorted(zip(numbers, names, strict=True), key=lambda value: value[0] != 0)  # proto3 wants the zero first
     if values[0][0] != 0:
         values.insert(0, (0, "UNSPECIFIED"))
@@ -237,7 +232,7 @@ def _enum_values(enum: EnumDescriptorProto, names: list[str], numbers: Iterable[
     for number, name in values:
         unique = name if plain_name(name) not in used else f"{name}_{abs(number)}"
         used.add(plain_name(unique))
-        enum.value.add(name=f"{prefix}_{unique}", number=number)
+        yield f"{prefix}_{unique}", number
 
 
 def camel(name: str) -> str:

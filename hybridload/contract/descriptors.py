@@ -14,18 +14,21 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2, duration_pb2, timestamp_pb2
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
-from google.protobuf.descriptor_pool import DescriptorPool
 
 from hybridload.contract.elements import listed, plain_name
 from hybridload.contract.hints import Misfit
+from hybridload.contract.protobuf import new_pool
 from hybridload.errors import ContractError
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+    from google.protobuf.descriptor_pool import DescriptorPool
+
     from hybridload.contract.service import Contract
 
 COMPILE_TIMEOUT = 60.0
@@ -36,11 +39,11 @@ COMPILE_TIMEOUT = 60.0
 class Given:
     """A service in a private pool.
 
-    :param files: every file that it needs, each after those that it imports.
+    :param files: every file that it needs as a serialized `FileDescriptorProto`, each after those that it imports.
     """
 
     descriptor: ServiceDescriptor
-    files: tuple[descriptor_pb2.FileDescriptorProto, ...]
+    files: tuple[bytes, ...]
     pool: DescriptorPool
 
     def method_name(self, name: str) -> str:
@@ -69,25 +72,32 @@ class Given:
         return None
 
 
-def private_pool(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> DescriptorPool:
+def private_pool(files: Iterable[bytes]) -> DescriptorPool:
     """A new pool with the given files, each of which comes after those that it imports.
 
+    :param files: each as a serialized `FileDescriptorProto`.
     :raises TypeError: when they contradict each other (this is what protobuf raises).
     """
-    pool = DescriptorPool()
+    pool = new_pool()
     for file in files:
-        pool.AddSerializedFile(file.SerializeToString())
+        pool.AddSerializedFile(file)
     return pool
 
 
-def well_known_files() -> list[descriptor_pb2.FileDescriptorProto]:
-    """The files of Timestamp and Duration."""
-    return [file_proto(timestamp_pb2.DESCRIPTOR), file_proto(duration_pb2.DESCRIPTOR)]
+def well_known_files(names: Iterable[str]) -> list[bytes]:
+    """Those of Timestamp and Duration that are named, serialized."""
+    found = []
+    for name in names:
+        module = import_module(f"{name.removesuffix('.proto').replace('/', '.')}_pb2")
+        found.append(bytes(module.DESCRIPTOR.serialized_pb))
+    return found
 
 
-def file_proto(file: FileDescriptor) -> descriptor_pb2.FileDescriptorProto:
+def file_proto(file: FileDescriptor) -> FileDescriptorProto:
     """A compiled file as data."""
-    return descriptor_pb2.FileDescriptorProto.FromString(file.serialized_pb)
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+    return FileDescriptorProto.FromString(file.serialized_pb)
 
 
 def given_service(contract: Contract[Any]) -> Given:
@@ -109,7 +119,7 @@ def given_service(contract: Contract[Any]) -> Given:
     return _find(contract, service, read_files(contract.descriptor_set or b"", repr(contract)))
 
 
-def _find(contract: Contract[Any], name: str | None, files: list[descriptor_pb2.FileDescriptorProto]) -> Given:
+def _find(contract: Contract[Any], name: str | None, files: list[FileDescriptorProto]) -> Given:
     services = {
         ".".join(filter(None, (file.package, service.name))): service.name for file in files for service in file.service
     }
@@ -120,11 +130,12 @@ def _find(contract: Contract[Any], name: str | None, files: list[descriptor_pb2.
             f"{contract!r}: there is no service {name or 'of its name'} in the descriptors, which have "
             f"{listed(services)}; give its full name as `service`."
         )
+    serialized = tuple(file.SerializeToString() for file in files)
     try:
-        pool = private_pool(files)
+        pool = private_pool(serialized)
     except TypeError as error:
         raise ContractError(f"{contract!r}: the descriptors contradict each other: {error}") from error
-    return Given(pool.FindServiceByName(name), tuple(files), pool)
+    return Given(pool.FindServiceByName(name), serialized, pool)
 
 
 def _likely(interface: str, services: dict[str, str]) -> str | None:
@@ -136,9 +147,9 @@ def _likely(interface: str, services: dict[str, str]) -> str | None:
     return next(iter(services)) if len(services) == 1 else None
 
 
-def file_with_dependencies(file: FileDescriptor) -> list[descriptor_pb2.FileDescriptorProto]:
+def file_with_dependencies(file: FileDescriptor) -> list[FileDescriptorProto]:
     """A compiled file and all that it imports as data, imports first."""
-    found: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+    found: dict[str, FileDescriptorProto] = {}
 
     def visit(current: FileDescriptor) -> None:
         if current.name not in found:
@@ -150,17 +161,19 @@ def file_with_dependencies(file: FileDescriptor) -> list[descriptor_pb2.FileDesc
     return list(found.values())
 
 
-def read_files(data: bytes, whose: str) -> list[descriptor_pb2.FileDescriptorProto]:
+def read_files(data: bytes, whose: str) -> list[FileDescriptorProto]:
     """The files of a serialized `FileDescriptorSet`, each after those that it imports.
 
     :param whose: begins an error's message.
     :raises ContractError: it is none, or lacks an import.
     """
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
     try:
-        files = {file.name: file for file in descriptor_pb2.FileDescriptorSet.FromString(data).file}
+        files = {file.name: file for file in FileDescriptorSet.FromString(data).file}
     except Exception as error:
         raise ContractError(f"{whose}: descriptor_set is no serialized FileDescriptorSet: {error}") from error
-    found: dict[str, descriptor_pb2.FileDescriptorProto] = {}
+    found: dict[str, FileDescriptorProto] = {}
 
     def visit(name: str, by: str) -> None:
         if name in found:

@@ -476,66 +476,49 @@ def _value(data: Any) -> Any:
 @functools.cache
 def _messages() -> dict[str, Any]:
     """The message classes, made when the first exception travels."""
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Proto
-    from google.protobuf.descriptor_pb2 import FileDescriptorProto
-    from google.protobuf.descriptor_pool import DescriptorPool
-    from google.protobuf.message_factory import GetMessageClass
+    from hybridload.contract.protobuf import REPEATED, FieldType, MessageData, class_of, file_data, new_pool
 
-    one, many = Proto.LABEL_OPTIONAL, Proto.LABEL_REPEATED
     package = ".hybridload.v1."
+    detail = MessageData("Detail")  # laid out as google.protobuf.Any
+    detail.field("type_url", 1, FieldType.STRING)
+    detail.field("value", 2, FieldType.BYTES)
+    status = MessageData("Status")
+    status.field("code", 1, FieldType.INT32)
+    status.field("message", 2, FieldType.STRING)
+    status.field("details", 3, FieldType.MESSAGE, ".google.rpc.Detail", label=REPEATED)
 
-    def add(message: Any, name: str, number: int, kind: int, label: Any = one, type_name: str = "") -> Any:
-        return message.field.add(name=name, number=number, type=kind, label=label, type_name=type_name or None)
+    value = MessageData("Value")
+    kind = value.oneof("kind")
+    value.field("none", 1, FieldType.BOOL, oneof=kind)
+    value.field("flag", 2, FieldType.BOOL, oneof=kind)
+    value.field("integer", 3, FieldType.BYTES, oneof=kind)
+    value.field("number", 4, FieldType.DOUBLE, oneof=kind)
+    value.field("text", 5, FieldType.STRING, oneof=kind)
+    value.field("data", 6, FieldType.BYTES, oneof=kind)
+    value.field("items", 7, FieldType.MESSAGE, f"{package}Values", oneof=kind)
+    value.field("surrogates", 8, FieldType.BYTES, oneof=kind)
+    values = MessageData("Values")
+    values.field("values", 1, FieldType.MESSAGE, f"{package}Value", label=REPEATED)
 
-    rpc = FileDescriptorProto(name="google/rpc/status.proto", package="google.rpc", syntax="proto3")
-    detail = rpc.message_type.add(name="Detail")  # laid out as google.protobuf.Any
-    add(detail, "type_url", 1, Proto.TYPE_STRING)
-    add(detail, "value", 2, Proto.TYPE_BYTES)
-    status = rpc.message_type.add(name="Status")
-    add(status, "code", 1, Proto.TYPE_INT32)
-    add(status, "message", 2, Proto.TYPE_STRING)
-    add(status, "details", 3, Proto.TYPE_MESSAGE, many, ".google.rpc.Detail")
+    remote = MessageData("RemoteException")
+    remote.field("type_name", 1, FieldType.STRING)
+    remote.field("message", 2, FieldType.STRING)
+    remote.field("args", 3, FieldType.MESSAGE, f"{package}Value", label=REPEATED)
+    entry = remote.entry("AttributesEntry")
+    entry.field("key", 1, FieldType.STRING)
+    entry.field("value", 2, FieldType.MESSAGE, f"{package}Value")
+    remote.field("attributes", 4, FieldType.MESSAGE, f"{package}RemoteException.AttributesEntry", label=REPEATED)
+    remote.field("notes", 5, FieldType.STRING, label=REPEATED)
+    remote.field("traceback", 6, FieldType.STRING)
+    remote.field("cause", 7, FieldType.MESSAGE, f"{package}RemoteException")
+    remote.field("context", 8, FieldType.MESSAGE, f"{package}RemoteException")
+    remote.field("members", 9, FieldType.MESSAGE, f"{package}RemoteException", label=REPEATED)
 
-    file = FileDescriptorProto(name="hybridload/v1/exception.proto", package="hybridload.v1", syntax="proto3")
-    value = file.message_type.add(name="Value")
-    value.oneof_decl.add(name="kind")
-    for number, (name, kind) in enumerate(
-        {
-            "none": Proto.TYPE_BOOL,
-            "flag": Proto.TYPE_BOOL,
-            "integer": Proto.TYPE_BYTES,
-            "number": Proto.TYPE_DOUBLE,
-            "text": Proto.TYPE_STRING,
-            "data": Proto.TYPE_BYTES,
-        }.items(),
-        1,
-    ):
-        add(value, name, number, kind).oneof_index = 0
-    add(value, "items", 7, Proto.TYPE_MESSAGE, one, f"{package}Values").oneof_index = 0
-    add(value, "surrogates", 8, Proto.TYPE_BYTES).oneof_index = 0
-    values = file.message_type.add(name="Values")
-    add(values, "values", 1, Proto.TYPE_MESSAGE, many, f"{package}Value")
-
-    remote = file.message_type.add(name="RemoteException")
-    add(remote, "type_name", 1, Proto.TYPE_STRING)
-    add(remote, "message", 2, Proto.TYPE_STRING)
-    add(remote, "args", 3, Proto.TYPE_MESSAGE, many, f"{package}Value")
-    entry = remote.nested_type.add(name="AttributesEntry")
-    entry.options.map_entry = True
-    add(entry, "key", 1, Proto.TYPE_STRING)
-    add(entry, "value", 2, Proto.TYPE_MESSAGE, one, f"{package}Value")
-    add(remote, "attributes", 4, Proto.TYPE_MESSAGE, many, f"{package}RemoteException.AttributesEntry")
-    add(remote, "notes", 5, Proto.TYPE_STRING, many)
-    add(remote, "traceback", 6, Proto.TYPE_STRING)
-    add(remote, "cause", 7, Proto.TYPE_MESSAGE, one, f"{package}RemoteException")
-    add(remote, "context", 8, Proto.TYPE_MESSAGE, one, f"{package}RemoteException")
-    add(remote, "members", 9, Proto.TYPE_MESSAGE, many, f"{package}RemoteException")
-
-    pool = DescriptorPool()
-    for each in (rpc, file):
-        pool.AddSerializedFile(each.SerializeToString())
+    pool = new_pool()
+    pool.AddSerializedFile(file_data("google/rpc/status.proto", "google.rpc", [detail, status]))
+    pool.AddSerializedFile(file_data("hybridload/v1/exception.proto", "hybridload.v1", [value, values, remote]))
     find: Callable[[str], Any] = pool.FindMessageTypeByName
     return {
-        "Status": GetMessageClass(find("google.rpc.Status")),
-        "RemoteException": GetMessageClass(find("hybridload.v1.RemoteException")),
+        "Status": class_of(find("google.rpc.Status")),
+        "RemoteException": class_of(find("hybridload.v1.RemoteException")),
     }

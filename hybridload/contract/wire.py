@@ -17,9 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
-from google.protobuf.message_factory import GetMessageClass
 
 from hybridload.contract.binding import binder
 from hybridload.contract.calls import (
@@ -37,6 +35,7 @@ from hybridload.contract.calls import (
 )
 from hybridload.contract.elements import Body, field_named, listed
 from hybridload.contract.hints import MessageClass, Misfit, Record, Shape, describe_shape
+from hybridload.contract.protobuf import class_of, contents
 from hybridload.contract.service import Kind, Method, Objects, Service
 from hybridload.contract.values import Codecs, Slot, exclusive
 
@@ -81,22 +80,26 @@ class Wire:
     """A service's wire form.
 
     :param methods: by Python name.
+    :param files: every file that it needs as a serialized `FileDescriptorProto`, each after those that it imports.
     """
 
     methods: Mapping[str, WireMethod]
     service: Service
-    files: tuple[descriptor_pb2.FileDescriptorProto, ...] = field(repr=False)
+    files: tuple[bytes, ...] = field(repr=False)
 
     def file_descriptor_set(self) -> bytes:
         """The service's file and all that it imports, as a serialized `FileDescriptorSet`, imports first."""
-        return descriptor_pb2.FileDescriptorSet(file=self.files).SerializeToString()
+        return contents(1, self.files)
 
     def proto_text(self) -> str:
         """The service as a .proto file, for authors in other languages."""
+        from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
         from hybridload.contract.proto_text import file_text
 
         package, _, name = self.service.full_name.rpartition(".")
-        own = next(file for file in self.files if file.package == package and any(s.name == name for s in file.service))
+        files = map(FileDescriptorProto.FromString, self.files)
+        own = next(file for file in files if file.package == package and any(s.name == name for s in file.service))
         return file_text(own, {method.wire_name: method for method in self.service.methods})
 
 
@@ -172,7 +175,7 @@ class _Compilation:
         named = list(zip([parameter.name for parameter in parameters], slots, strict=True))
         stream = self.method.stream_parameter
         return Request(
-            message=GetMessageClass(message),
+            message=class_of(message),
             slots=tuple(named),
             checks=exclusive(named),
             keywords=tuple(parameter.name for parameter in self.method.parameters if parameter.keyword_only),
@@ -209,7 +212,7 @@ class _Compilation:
     def _response(self) -> Value:
         message, shape = self.descriptor.output_type, self.method.result_shape
         if shape is None:
-            return Value(GetMessageClass(message))
+            return Value(class_of(message))
         if self.derived:
             slot = self.codecs.slot(shape, message.fields_by_name[RESULT])
             return Value.of_slot(message, slot)
@@ -223,7 +226,7 @@ class _Compilation:
         reason = ""
         try:
             body: Body = self.codecs.body(shape, message)
-            return Value(GetMessageClass(message), body.fill, body.read)
+            return Value(class_of(message), body.fill, body.read)
         except Misfit as error:
             reason = str(error)
         fitting: list[Slot] = []

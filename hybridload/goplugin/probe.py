@@ -428,7 +428,7 @@ def _services_of(path: Path) -> dict[str, ServiceDescriptor]:
     if not path.is_file():
         raise ConfigError(f"There is no file {path}.")
     files = read_files(compile_proto(path, "--proto"), "--proto")
-    pool = private_pool(files)
+    pool = private_pool(file.SerializeToString() for file in files)
     names = [".".join(filter(None, (file.package, each.name))) for file in files for each in file.service]
     return {name: pool.FindServiceByName(name) for name in names}
 

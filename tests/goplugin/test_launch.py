@@ -449,6 +449,7 @@ def test_serving_loads_nothing_that_it_does_not_need(spec: LaunchSpec, start: Ca
     code = """
     import sys
     heavy = ("grpc", "cryptography", "typer", "rich", "stevedore", "hybridload.goplugin.client")
+    heavy += ("google.protobuf.descriptor_pb2", "google.protobuf.internal.python_message")
     class Tell:
         def greet(self, name=""):
             return " ".join(name for name in heavy if name in sys.modules)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hybridload.contract.descriptors import private_pool
+from hybridload.contract.protobuf import class_of, read_contents
 
 
 def _read() -> bytes:
@@ -21,19 +22,11 @@ def _read() -> bytes:
     return read(os.path.join(os.path.dirname(__file__), "protocol.binpb"))
 
 
-def _load() -> descriptor_pool.DescriptorPool:
-    files = descriptor_pb2.FileDescriptorSet.FromString(_read())
-    pool = descriptor_pool.DescriptorPool()
-    for file in files.file:
-        pool.Add(file)
-    return pool
-
-
-POOL = _load()
+POOL = private_pool(read_contents(_read()))
 
 
 def _message(full_name: str) -> Any:
-    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
+    return class_of(POOL.FindMessageTypeByName(full_name))
 
 
 Empty = _message("plugin.Empty")
@@ -77,4 +70,6 @@ def reflection_service(version: str) -> str:
 
 def protocol_files() -> list[Any]:
     """The files of the protocol's own services, each after those that it imports."""
-    return list(descriptor_pb2.FileDescriptorSet.FromString(_read()).file)
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+    return list(FileDescriptorSet.FromString(_read()).file)

@@ -80,7 +80,7 @@ class ReflectionClient:
             if wanted not in files:
                 missing.extend(self._take(self._file(wanted), files))
         try:
-            return private_pool(_in_order(files)).FindServiceByName(name)
+            return private_pool(file.SerializeToString() for file in _in_order(files)).FindServiceByName(name)
         except (KeyError, TypeError) as error:
             raise RemoteError(
                 f"Plugin {self._plugin!r}: what its server reflection says of {name} does not fit together: {error}.",

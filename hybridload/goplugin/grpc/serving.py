@@ -109,9 +109,11 @@ class GRPCServing:
 
 def _described(server: Server, kinds: Mapping[str, Served]) -> DescriptorIndex:
     """What server reflection tells."""
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
     from hybridload.goplugin.grpc import messages
     from hybridload.goplugin.grpc.descriptors import DescriptorIndex
 
     contracts = [served.plugin for served in kinds.values() if isinstance(served.plugin, Contract)]
-    files = [contract.complete().wire().files for contract in contracts]
+    files = [[*map(FileDescriptorProto.FromString, contract.complete().wire().files)] for contract in contracts]
     return DescriptorIndex.of(server.services, [messages.protocol_files(), *files])
