@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.streams.reading import MOMENT, Reading, Waiter
+from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.yamux import (
     Config,
     DataReceived,
@@ -95,6 +96,7 @@ class Mux:
         self._ended: StreamError | None = None
         self._drain: threading.Thread | None = None
         self._draining = False
+        self._spinning = Spinning()  # for whoever has the role of reading
         self._reading = Reading(self._lock, self._read, self._on_time, name)
 
     def __repr__(self) -> str:
@@ -234,10 +236,10 @@ class Mux:
         self._lock.release()
         try:
             try:
-                data = self._below.receive(_CHUNK, timeout)
+                data = self._spinning.receive(self._below, _CHUNK, timeout)
                 if self._session.awaits_body(stream.stream_id, data):
                     try:
-                        data += self._below.receive(_CHUNK, timeout)
+                        data += self._spinning.receive_rest(self._below, _CHUNK, timeout)
                     except TimeoutError:
                         pass
                 plain = None

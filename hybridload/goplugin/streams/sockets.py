@@ -1,9 +1,9 @@
 """Streams over unix and TCP sockets, and where they are accepted.
 
-Sockets stay in blocking mode: a `receive` without a time-out and a `send` are one system call each, a time-out costs
-one more, but for one that is asked for twice in a row: from then on the system keeps it, and it costs nothing. `close`
-first shuts the connection down, which wakes whoever is blocked in it; the descriptor itself is closed by the last one
-to leave, so that no thread ever reads from a number that the system has given to another file.
+Sockets stay in blocking mode: a `send` and a `receive` without a time-out, or with one of 0, are one system call each.
+Another time-out costs one more, but for one that is asked for twice in a row: from then on the system keeps it, and it
+costs nothing. `close` first shuts the connection down, which wakes whoever is blocked in it; the descriptor itself is
+closed by the last one to leave, so that no thread ever reads from a number that the system has given to another file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hybridload.goplugin.streams.base import Buffer, Listener, StreamClosed, Str
 log = logging.getLogger(__name__)
 
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
 _GATHER_BY_COPY = 8192  # bytes; below this, joining costs less than what `sendmsg` does per buffer
 _MAX_BUFFERS = 512  # buffers in one `sendmsg`; POSIX promises 16, every system that we know takes 1024
 _FOREVER_MS = 2**31 - 1
@@ -126,14 +127,13 @@ class SocketStream:
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         try:
             with self._receiving:
-                if timeout != self._patience:
-                    self._await_arrival(timeout)
-                data = self._socket.recv(max_bytes)
+                flags = 0 if timeout == self._patience else self._await_arrival(timeout)
+                data = self._socket.recv(max_bytes, flags)
                 if data or not self._closed:
                     return data
         except TimeoutError:
             raise
-        except BlockingIOError:  # the system's own time-out
+        except BlockingIOError:  # nothing is there, or the system's own time-out
             raise self._nothing_came(timeout) from None
         except OSError as error:
             raise self._failed(error) from error
@@ -145,14 +145,13 @@ class SocketStream:
     def receive_into(self, buffer: memoryview, timeout: float | None = None) -> int:
         try:
             with self._receiving:
-                if timeout != self._patience:
-                    self._await_arrival(timeout)
-                count = self._socket.recv_into(buffer)
+                flags = 0 if timeout == self._patience else self._await_arrival(timeout)
+                count = self._socket.recv_into(buffer, 0, flags)
                 if count or not self._closed:
                     return count
         except TimeoutError:
             raise
-        except BlockingIOError:  # the system's own time-out
+        except BlockingIOError:  # nothing is there, or the system's own time-out
             raise self._nothing_came(timeout) from None
         except OSError as error:
             raise self._failed(error) from error
@@ -186,9 +185,12 @@ class SocketStream:
         except (OSError, ValueError):  # closed meanwhile: the call that was asked about raises at once
             return True
 
-    def _await_arrival(self, timeout: float | None) -> None:
+    def _await_arrival(self, timeout: float | None) -> int:
+        """Returns the flags to receive with."""
         if self._closed:
             raise self._closed_here()
+        if timeout == 0 and _DONT_WAIT:
+            return _DONT_WAIT
         if (
             timeout is not None
             and timeout == self._last_timeout
@@ -199,12 +201,13 @@ class SocketStream:
                 socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(*divmod(int(timeout * 1e6), 10**6))
             )
             self._patience = timeout
-            return
+            return 0
         self._last_timeout = timeout
         if self._arrival is None:
             self._arrival = _Readiness(self._socket)
         if not self._arrival.wait(timeout):
             raise self._nothing_came(timeout)
+        return 0
 
     def _nothing_came(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"nothing came from {self.peer} within {timeout or 0:g} s")
