@@ -68,7 +68,7 @@ def greet():
     return "a module"
 def fails():
     raise OSError("no database")
-if not sys.argv[0] == "-c":
+if "pytest" in sys.modules:
     here_alone = Old
 
 class New(Old):
