@@ -27,6 +27,7 @@ from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GoType, Limits,
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
 from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset
+from hybridload.goplugin.streams.mux import MuxStream
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
 
@@ -45,6 +46,7 @@ class NetRPCClient:
     ) -> None:
         self.registry = registry or Registry()
         self._stream = stream
+        self._receive_soon = stream.receive_soon if isinstance(stream, MuxStream) else stream.receive
         self._name = name
         self._rpc = RpcClient(self.registry, limits=limits)
         self._sending = threading.Lock()
@@ -238,12 +240,13 @@ class NetRPCClient:
 
     def _read(self, timeout: float | None) -> None:
         """Receive once and settle the calls that are answered. Called with the lock held, which it lets go."""
+        receive = self._stream.receive if len(self._calls) > 1 else self._receive_soon
         self._lock.release()
         failure: StreamError | None = None
         replies: list[Reply] = []
         try:
             try:
-                data = self._stream.receive(_CHUNK, timeout)
+                data = receive(_CHUNK, timeout)
                 if not data:
                     raise StreamReset(f"{self._stream.peer} was ended by the other side")
                 for reply in self._rpc.receive(data):

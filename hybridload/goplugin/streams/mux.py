@@ -96,7 +96,7 @@ class Mux:
         self._ended: StreamError | None = None
         self._drain: threading.Thread | None = None
         self._draining = False
-        self._spinning = Spinning()  # for whoever has the role of reading
+        self._spinning = Spinning(below)  # for whoever has the role of reading
         self._reading = Reading(self._lock, self._read, self._on_time, name)
 
     def __repr__(self) -> str:
@@ -225,9 +225,10 @@ class Mux:
         elif self._session.has_data_to_send:
             self._flush()
 
-    def _read_only(self, stream: MuxStream, timeout: float | None) -> bytes | None:
+    def _read_only(self, stream: MuxStream, timeout: float | None, soon: bool) -> bytes | None:
         """Read once for a stream that waits for an answer, past all that is for others. Called with `_lock` held.
 
+        :param soon: see `MuxStream.receive_soon`.
         :return: what came for it; `None` when it was anything but one frame of its data. That has been handed out.
         """
         if not self._reading.take():
@@ -236,10 +237,11 @@ class Mux:
         self._lock.release()
         try:
             try:
-                data = self._spinning.receive(self._below, _CHUNK, timeout)
+                below, spinning = self._below, self._spinning
+                data = (spinning if soon else below).receive(_CHUNK, timeout)
                 if self._session.awaits_body(stream.stream_id, data):
                     try:
-                        data += self._spinning.receive_rest(self._below, _CHUNK, timeout)
+                        data += (spinning.receive_rest if soon else below.receive)(_CHUNK, timeout)
                     except TimeoutError:
                         pass
                 plain = None
@@ -483,13 +485,23 @@ class MuxStream:
             rest = memoryview(rest)[sent:]
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
+        return self._receive(max_bytes, timeout, soon=False)
+
+    def receive_soon(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
+        """As `receive`, for whoever is alone in waiting for a peer that may answer at once: see `spinning`.
+
+        With others about, who have something to send, not to sleep would keep the interpreter from them.
+        """
+        return self._receive(max_bytes, timeout, soon=True)
+
+    def _receive(self, max_bytes: int, timeout: float | None, soon: bool) -> bytes:
         mux = self._mux
         with mux._lock:
             data = None
             if not self._has_news():
                 deadline = _deadline(timeout)
                 if max_bytes >= _CHUNK:
-                    data = mux._read_only(self, timeout)
+                    data = mux._read_only(self, timeout, soon)
                 if data is None and not mux._reading.wait(self._has_news, self._waiters, deadline):
                     raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
             if data is None:

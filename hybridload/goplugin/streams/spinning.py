@@ -26,34 +26,35 @@ class Spinning:
     :param clock: in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, stream: Stream, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._stream = stream
         self._clock = clock
         self._sleeps = 0  # how many are due
         self._next_sleeps = 1
 
-    def receive(self, stream: Stream, max_bytes: int, timeout: float | None) -> bytes:
+    def receive(self, max_bytes: int, timeout: float | None) -> bytes:
         """As `Stream.receive`."""
         if self._sleeps:
             self._sleeps -= 1
         else:
-            data = self._look(stream, max_bytes)
+            data = self._look(max_bytes)
             if data is not None:
                 self._next_sleeps = 1
                 return data
             self._sleeps = self._next_sleeps
             self._next_sleeps = min(2 * self._next_sleeps, _MOST_SLEEPS)
-        return stream.receive(max_bytes, timeout)
+        return self._stream.receive(max_bytes, timeout)
 
-    def receive_rest(self, stream: Stream, max_bytes: int, timeout: float | None) -> bytes:
+    def receive_rest(self, max_bytes: int, timeout: float | None) -> bytes:
         """As `Stream.receive`, for what the other side is sending already."""
-        data = self._look(stream, max_bytes)
-        return stream.receive(max_bytes, timeout) if data is None else data
+        data = self._look(max_bytes)
+        return self._stream.receive(max_bytes, timeout) if data is None else data
 
-    def _look(self, stream: Stream, max_bytes: int) -> bytes | None:
+    def _look(self, max_bytes: int) -> bytes | None:
         until = self._clock() + LOOK
         while True:
             try:
-                return stream.receive(max_bytes, 0)
+                return self._stream.receive(max_bytes, 0)
             except TimeoutError:
                 if self._clock() >= until:
                     return None

@@ -40,13 +40,13 @@ def peer() -> Peer:
 
 @pytest.fixture
 def spinning(peer: Peer) -> Spinning:
-    return Spinning(lambda: peer.now)
+    return Spinning(peer, lambda: peer.now)  # type: ignore[arg-type]
 
 
 def call(peer: Peer, spinning: Spinning, seconds: float) -> bool:
     """Receive what comes after so many seconds; whether it was waited for asleep."""
     peer.answers_within(seconds)
-    assert spinning.receive(peer, 100, 3.0) == b"answer"  # type: ignore[arg-type]
+    assert spinning.receive(100, 3.0) == b"answer"
     assert peer.slept in ([], [3.0])
     return bool(peer.slept)
 
@@ -77,9 +77,9 @@ def test_once_answers_come_soon_again_they_are_looked_for_each_time(peer: Peer, 
 def test_the_rest_of_what_has_begun_is_always_looked_for(peer: Peer, spinning: Spinning) -> None:
     assert call(peer, spinning, 1.0)
     peer.answers_within(LOOK / 2)
-    assert spinning.receive_rest(peer, 100, 3.0) == b"answer"  # type: ignore[arg-type]
+    assert spinning.receive_rest(100, 3.0) == b"answer"
     assert peer.slept == []
     peer.answers_within(1.0)
-    assert spinning.receive_rest(peer, 100, 3.0) == b"answer"  # type: ignore[arg-type]
+    assert spinning.receive_rest(100, 3.0) == b"answer"
     assert peer.slept == [3.0]
     assert call(peer, spinning, LOOK / 2), "the rest says nothing of how long answers take"
