@@ -1,8 +1,9 @@
 """A time by which calls must have ended, whoever makes them below: ``with deadline(0.5): …``.
 
 It is carried by a context variable, so it holds for everything that the block calls, in this thread or task. Nested
-deadlines end with the earliest. A call to a plugin in its own process is given what is left as its timeout, which
-cancels the work over there; a plugin that calls back meanwhile is held to the same deadline.
+deadlines end with the earliest. A call to a plugin in its own process is given what is left as its timeout. Over gRPC
+that cancels the work over there, and a plugin that calls back meanwhile is held to the same deadline. net/rpc has no
+deadlines: the call ends here, the work goes on over there, and its answer is passed over.
 
 An in-process call is a plain method call: nothing stands in between that could look at a clock, and no thread can be
 interrupted. Such a call runs to its end, whatever the deadline.

@@ -206,6 +206,8 @@ def test_a_refusal_of_a_plugin_that_stays_has_its_last_words_too(script: Callabl
 
 # Connecting
 
+OVER_NETRPC: dict[str, Any] = {"auto_mtls": False, "allowed_protocols": ("netrpc",)}
+
 
 @pytest.fixture(params=["direct", "grpcio"])
 def on_engine(request: pytest.FixtureRequest, new_client: NewClient) -> dict[str, Any]:
@@ -249,6 +251,18 @@ def test_an_end_right_after_the_line_is_a_crash(
     with pytest.raises(PluginCrashed, match=f"ended with exit status {code} right after its handshake line") as caught:
         client.start()
     assert caught.value.returncode == code
+
+
+@pytest.mark.parametrize("address", ["tcp|127.0.0.1:1", "unix|/no/such/socket"])
+def test_an_address_where_no_netrpc_answers_is_named(script: Callable[..., Any], address: str) -> None:
+    says = "no go-plugin server answers net/rpc there"
+    script(f"echo '1|1|{address}|netrpc'; exec sleep 60", error=HandshakeError, says=says, **OVER_NETRPC)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_over_netrpc_an_end_right_after_the_line_is_a_crash_too(script: Callable[..., Any], code: int) -> None:
+    says = f"ended with exit status {code} right after its handshake line"
+    script(f"echo '1|1|unix|/no/such/socket|netrpc'; exit {code}", error=PluginCrashed, says=says, **OVER_NETRPC)
 
 
 def test_a_unix_socket_whose_path_is_too_long_for_any_system_is_named(script: Callable[..., Any]) -> None:

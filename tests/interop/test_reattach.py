@@ -65,8 +65,8 @@ def outlive(go_build: Callable[[str], Path], tmp_path: Path) -> Iterator[Outlive
     pids: list[int] = []
 
     def begin(language: str, *, killed: bool = True, **options: Any) -> Outliving:
-        if language == "go":
-            command = [str(go_build("tests/go/greeter"))]
+        if language.startswith("go"):
+            command = [str(go_build("tests/go/netrpc" if language == "go over net/rpc" else "tests/go/greeter"))]
         else:
             program = tmp_path / "outliving.py"
             program.write_text(
@@ -152,7 +152,7 @@ def test_another_process_takes_up_what_outlived_its_host(
 
 
 @LEAVES
-@pytest.mark.parametrize("language", ["go", "python"])
+@pytest.mark.parametrize("language", ["go", "go over net/rpc", "python"])
 def test_released_it_runs_on_and_is_taken_up_again(
     outlive: Outlive, attach: Callable[..., Client], language: str
 ) -> None:

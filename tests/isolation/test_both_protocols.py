@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from hybridload import Loader
+from hybridload import Loader, deadline
+from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, ConfigError, PluginCrashed
 
 from .conftest import Open, in_thread, wait_until
@@ -97,6 +98,7 @@ class Worker:
         open(file + ".entered", "w").close()
         while not os.path.exists(file):
             await asyncio.sleep(0.002)
+        open(file + ".done", "w").close()
         return os.getpid()
     def same(self, value):
         return value
@@ -237,11 +239,29 @@ def test_a_late_answer_is_nobodys(hire: Hire, tmp_path: Path) -> None:
     assert loader.status("worker").pid == pid
 
 
+@pytest.mark.parametrize("own", ["", "call_timeout = 60.0"], ids=["alone", "with a longer call_timeout"])
+def test_a_call_ends_with_the_callers_deadline(hire: Hire, tmp_path: Path, own: str) -> None:
+    loader, worker = hire(own)
+    pid = worker.pid()
+    file = str(tmp_path / "go")
+    with deadline(0.2), pytest.raises(CallTimeout, match="'worker'"):
+        worker.wait_for(file)
+    with deadline(0.2), pytest.raises(CallTimeout, match="'worker'"):
+        asyncio.run(worker.async_wait_for(file))
+    with deadline(0.0), pytest.raises(CallTimeout, match="has passed already"):
+        worker.double(1)
+    Path(file).touch()  # now they are answered, if they were not told
+    assert [worker.double(number) for number in range(100)] == [2 * number for number in range(100)]
+    assert (worker.pid(), loader.status("worker").restarts) == (pid, 0)
+
+
 class Ears:
     def __init__(self) -> None:
         self.heard: list[str] = []
+        self.left: float | None = None
 
     def told(self, words: str) -> int:
+        self.left = limited(None, "host")
         if words == "bad":
             raise LookupError("that is bad")
         self.heard.append(words)
@@ -321,7 +341,35 @@ def test_a_switch_and_back(hire: Hire) -> None:
     assert worker.pid() not in (os.getpid(), first)
 
 
+@pytest.mark.parametrize("protocol", ["netrpc"])
+def test_what_hangs_is_found_and_replaced(hire: Hire, tmp_path: Path) -> None:
+    loader, worker = hire("health_interval = 0.1", "health_timeout = 1.0")
+    file = str(tmp_path / "go")
+    call = in_thread(worker.wait_for, file)
+    wait_until(Path(f"{file}.entered").exists)
+    pid = loader.status("worker").pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(PluginCrashed, match="does not answer and was killed"):
+        call.result(60)
+    assert worker.pid() != pid
+
+
 # Where the two differ
+
+
+@pytest.mark.parametrize("protocol", ["netrpc"])
+def test_over_netrpc_a_deadline_cancels_no_work_and_holds_for_nothing_called_back(hire: Hire, tmp_path: Path) -> None:
+    _, worker = hire()
+    file = str(tmp_path / "go")
+    with deadline(0.2), pytest.raises(CallTimeout):
+        asyncio.run(worker.async_wait_for(file))
+    Path(file).touch()
+    wait_until(Path(f"{file}.done").exists)  # over gRPC it is cancelled: see tests/behaviour/test_deadlines.py
+    ears = Ears()
+    with deadline(60):
+        worker.tell(ears, ["how long?"])
+    assert ears.left is None
 
 
 def test_what_streams_is_served_over_grpc_and_refused_over_netrpc(sdk: Any, open_loader: Open) -> None:

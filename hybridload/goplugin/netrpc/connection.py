@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hybridload.contract import Contract
+from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError, StartTimeout
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.netrpc import failures
@@ -155,8 +156,11 @@ class NetRPCConnection:
         self._loop.close(_SETTLE)
 
     def timeout(self) -> float | None:
-        """Seconds that the next call may take."""
-        return self._call_timeout
+        """Seconds that the next call may take.
+
+        :raises CallTimeout: the caller's deadline has passed.
+        """
+        return limited(self._call_timeout, self._name)
 
     def translate(self, error: Exception, timeout: float | None) -> Exception:
         """The exception that the caller of a plugin's method sees for one of the connection's."""
@@ -170,7 +174,7 @@ class NetRPCConnection:
                     plugin=self._name,
                 )
             )
-        limit = "in time" if timeout is None else f"within {timeout:g} s (call_timeout)"
+        limit = "in time" if timeout is None else f"within {timeout:g} s (call_timeout, or the caller's deadline)"
         return CallTimeout(f"Plugin {self._name!r} did not answer {limit}.", plugin=self._name)
 
     # Calls of the protocol's own

@@ -28,7 +28,10 @@ class CallContext(Protocol):
     """What a stub must know of the other side."""
 
     def timeout(self) -> float | None:
-        """Seconds that the next call may take; `None` for no limit."""
+        """Seconds that the next call may take; `None` for no limit.
+
+        :raises CallTimeout: there are none left.
+        """
 
     def translate(self, error: Exception, timeout: float | None) -> Exception:
         """The exception that the caller sees when the call could not be answered.

@@ -17,6 +17,7 @@ from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import message_of
+from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, PluginClosed
 from hybridload.goplugin.entrance import Entrance
 from hybridload.goplugin.event_loop import EventLoop
@@ -228,8 +229,8 @@ class HostCalls:
         self._detailed = detailed
 
     def timeout(self) -> float | None:
-        """No limit of the plugin's own."""
-        return None
+        """No limit of the plugin's own, but the deadline that its code may have set."""
+        return limited(None, "host")
 
     def translate(self, error: Exception, timeout: float | None) -> Exception:
         if isinstance(error, StreamError):
