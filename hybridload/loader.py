@@ -239,6 +239,7 @@ class Loader:
         self._host.loop.stop()
         errors = _close_all(loaded)
         self._host.loop.close()
+        self._host.fork_server.close()
         self._host.lifeline.close()
         if errors:
             raise ExceptionGroup("plugins failed to close", errors)

@@ -86,6 +86,17 @@ def open_exit_watch(pid: int) -> int | None:
         return None
 
 
+def has_fork_server() -> bool:
+    """Whether plugins can be forked from a process that is none: it takes a watch for what is no child of the host."""
+    if sys.platform != "linux":
+        return False
+    watch = open_exit_watch(os.getpid())
+    if watch is None:
+        return False
+    os.close(watch)
+    return True
+
+
 def has_ended(pid: int) -> bool:
     """Whether a child that nobody has waited for has ended; it is left to be reaped.
 

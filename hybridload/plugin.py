@@ -37,6 +37,7 @@ from hybridload.errors import (
 )
 from hybridload.events import Events, PluginEvent
 from hybridload.goplugin.lifeline import Lifeline
+from hybridload.goplugin.prefork.host import ForkServer
 from hybridload.handle import Methods, handle_class, new_handle, rebind
 from hybridload.handshake import Handshake
 from hybridload.isolation import Opening, Request, Running, driver
@@ -75,7 +76,7 @@ _LIVE = frozenset(
     {
         *(each.name for each in fields(Policy)),
         *("isolation", "isolation_from", "max_concurrency", "when_busy", "after_fork", "watch", "enabled"),
-        *("fallback_on_checksum", "start_timeout", "strict"),
+        *("fallback_on_checksum", "start_timeout", "strict", "prefork"),
     }
 )
 """Settings that are applied to a plugin that runs; any other needs a new start."""
@@ -132,6 +133,7 @@ class Host:
     watch: bool
     strict: bool | None = None
     lifeline: Lifeline = field(default_factory=Lifeline)
+    fork_server: ForkServer = field(default_factory=ForkServer)
     loop: Loop = field(default_factory=Loop)
     events: Events = field(default_factory=Events)
 
@@ -674,6 +676,7 @@ class LoadedPlugin:
             resolution=self.resolution,
             sources=self._sources,
             lifeline=self._host.lifeline,
+            fork_server=self._host.fork_server,
             strict=self.resolution.settings.strict if self._host.strict is None else self._host.strict,
             opening=opening,
         )

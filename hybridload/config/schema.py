@@ -113,6 +113,7 @@ DEFAULTS: dict[str, Key] = {
     "isolation": Key(Any, "a fallback chain", lambda value, _: to_chain(value)),
     "kind": Key(Name, "the name of a kind in the plugin set"),
     "python": Key(Name, "the path of a Python interpreter", lambda value, folder: absolute_program(value, folder)),
+    "prefork": Key(bool, "true or false"),
     "env": Key(dict[VariableName, Text], "a table of strings, by variable", secret=True),
     "env_allow": Key(_list_of(VariableName, 0), "a list of names of variables", lambda value, _: tuple(value)),
     "cwd": Key(Name, "the path of a folder", _folder),

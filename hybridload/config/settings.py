@@ -56,6 +56,8 @@ class PluginSettings:
     """Keyword arguments of the class or factory, or what a program gets as JSON; nothing that JSON cannot hold."""
     python: str | None = None
     """The interpreter of subprocess isolation; an absolute path or a bare name."""
+    prefork: bool = False
+    """Whether subprocess isolation forks the plugin from a warm process."""
     env: Mapping[str, str] = field(default_factory=dict)
     env_allow: tuple[str, ...] | None = None
     """The variables that the process inherits; `None`: all."""

@@ -37,10 +37,13 @@ _PIECE = 30_000
 
 # Appended behind the interpreter's own path, so that what is installed there wins; `-P` keeps the working directory
 # out.
-_BOOTSTRAP = (
-    "import os, sys; "
-    f"sys.path += [p for p in os.environ.pop({_PATH_VARIABLE!r}, '').split(os.pathsep) if p and p not in sys.path]; "
-    "from hybridload.goplugin.launch import main; main()"
+_EXTEND = (
+    f"sys.path += [p for p in os.environ.pop({_PATH_VARIABLE!r}, '').split(os.pathsep) if p and p not in sys.path]"
+)
+_BOOTSTRAP = f"import os, sys; {_EXTEND}; from hybridload.goplugin.launch import main; main()"
+_FORK_SERVER = (
+    f"import os, sys; own = tuple(sys.path); {_EXTEND}; "
+    "from hybridload.goplugin.prefork.server import main; main(own, int(sys.argv[1]))"
 )
 
 
@@ -308,6 +311,25 @@ class LaunchSpec:
             outlive_host=read["outlive_host"],
             protocols=tuple(read["protocols"]),
         )
+
+
+def extend_import_path(environ: MutableMapping[str, str]) -> None:
+    """Do what a launched program begins with: put the host's import path, out of the environment, behind the own."""
+    given = environ.pop(_PATH_VARIABLE, "").split(os.pathsep)
+    sys.path += [entry for entry in given if entry and entry not in sys.path]
+
+
+def fork_server_command(descriptor: int) -> list[str]:
+    """The fork server's program, with its arguments; `fork_server_environment` has to be in its environment.
+
+    :param descriptor: its end of the socket pair.
+    """
+    return [sys.executable, "-P", "-c", _FORK_SERVER, str(descriptor), "hybridload fork server"]
+
+
+def fork_server_environment() -> dict[str, str]:
+    """What has to be in its environment: it finds hybridload where a launched program does."""
+    return {_PATH_VARIABLE: os.pathsep.join(import_path())}
 
 
 def import_path() -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from hybridload import platforms
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
@@ -63,14 +64,45 @@ class ProcessSpec:
     limits: Limits = field(default_factory=Limits)
 
 
+class Child(Protocol):
+    """A process as whoever started it has it: to be watched, killed and reaped.
+
+    :param pid: its id, which leads its own process group.
+    :param stdout: the reading end of its standard output.
+    :param stderr: the same of its standard error.
+    """
+
+    pid: int
+    stdout: int
+    stderr: int
+
+    def open_exit_watch(self) -> int | None:
+        """A descriptor that becomes readable when it ends; whoever asks closes it. `None` where there is none, and
+        `platforms.wait_without_reaping` waits for it."""
+
+    def has_ended(self) -> bool:
+        """Whether it has ended; no, where the system cannot tell without reaping it."""
+
+    def kill_group(self) -> None:
+        """Kill it and its group; not after `reap`."""
+
+    def reap(self) -> int | None:
+        """Wait for its end: the exit status, minus the signal, or `None` when nobody can tell. Called once."""
+
+    def close(self) -> None:
+        """Close its pipes and whatever else belongs to it."""
+
+
 class PluginProcess:
     """A running plugin process.
 
     :param name: the plugin's name, for errors and thread names.
     :param on_stdout: called with each chunk of standard output, from the process's thread; ``b""`` is its end.
     :param on_stderr: the same for standard error.
-    :param on_exit: called once from that thread, after the last chunk, with the exit status or minus the signal.
+    :param on_exit: called once from that thread, after the last chunk, with the exit status or minus the signal; `None`
+        when nobody can tell.
     :param lifeline: kills the process when the host ends without having done so; `None` to let it live on.
+    :param spawn: starts it; a program of its own by default.
     :raises PluginNotFound: there is no such program, or its interpreter is missing.
     :raises PermissionDenied: the program cannot be run.
     :raises ChecksumMismatch: it is not the one whose digest was given.
@@ -84,11 +116,13 @@ class PluginProcess:
         name: str,
         on_stdout: Callable[[bytes], None],
         on_stderr: Callable[[bytes], None],
-        on_exit: Callable[[int], None],
+        on_exit: Callable[[int | None], None],
         lifeline: Lifeline | None,
+        spawn: Callable[[ProcessSpec, str], Child] | None = None,
     ) -> None:
         self.name = name
         self.returncode: int | None = None
+        self._reaped = False
         self._on_exit = on_exit
         self._lifeline = lifeline
         self._ended = threading.Event()
@@ -96,14 +130,12 @@ class PluginProcess:
         self._reaping = threading.Lock()
         if lifeline is not None:
             lifeline.open()
-        self._popen = _spawn(spec, name)
-        self.pid = self._popen.pid
+        self._child = (spawn or start_program)(spec, name)
+        self.pid = self._child.pid
         self._keeper: subprocess.Popen[bytes] | None = None
         try:
             if spec.outlive_host:
-                assert self._popen.stdout is not None
-                assert self._popen.stderr is not None
-                self._keeper = start_keeper(self._popen.stdout.fileno(), self._popen.stderr.fileno())
+                self._keeper = start_keeper(self._child.stdout, self._child.stderr)
             if lifeline is not None:
                 lifeline.guard(self.pid)
             self._thread = threading.Thread(
@@ -123,9 +155,9 @@ class PluginProcess:
     def poll(self) -> bool:
         """Whether the process has ended, though its last output may still be on its way; `returncode` is known then."""
         with self._reaping:
-            if self.returncode is None and platforms.has_ended(self.pid):
+            if not self._reaped and self._child.has_ended():
                 self._reap_now()
-            return self.returncode is not None
+            return self._reaped
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the process is gone, as `ended` has it.
@@ -138,8 +170,8 @@ class PluginProcess:
     def kill(self) -> None:
         """Kill the process and its group. Returns at once; a process that is gone is left alone."""
         with self._reaping:
-            if self.returncode is None:
-                platforms.kill_group(self.pid)
+            if not self._reaped:
+                self._child.kill_group()
 
     def close(self) -> None:
         """Kill what still runs, and wait until process, thread and pipes are gone. Safe to call twice.
@@ -154,11 +186,9 @@ class PluginProcess:
 
     def _run(self, on_stdout: Callable[[bytes], None], on_stderr: Callable[[bytes], None]) -> None:
         sinks: dict[int, Callable[[bytes], None]] = {}
-        assert self._popen.stdout is not None
-        assert self._popen.stderr is not None
-        for pipe, sink in ((self._popen.stdout, on_stdout), (self._popen.stderr, on_stderr)):
-            os.set_blocking(pipe.fileno(), False)
-            sinks[pipe.fileno()] = sink
+        for pipe, sink in ((self._child.stdout, on_stdout), (self._child.stderr, on_stderr)):
+            os.set_blocking(pipe, False)
+            sinks[pipe] = sink
         try:
             self._drain(sinks)
         finally:
@@ -166,7 +196,7 @@ class PluginProcess:
 
     def _drain(self, sinks: dict[int, Callable[[bytes], None]]) -> None:
         with ExitStack() as stack:
-            watch = platforms.open_exit_watch(self.pid)
+            watch = self._child.open_exit_watch()
             if watch is None:
                 watch = stack.enter_context(_WaitingThread(self.pid, self.name))
             else:
@@ -186,24 +216,24 @@ class PluginProcess:
             for descriptor, sink in sinks.items():
                 _pump(descriptor, sink, limit=_PIPE_CAPACITY)
 
-    def _reap(self) -> int:
+    def _reap(self) -> int | None:
         with self._reaping:
-            return self._reap_now() if self.returncode is None else self.returncode
+            if not self._reaped:
+                self._reap_now()
+            return self.returncode
 
-    def _reap_now(self) -> int:
+    def _reap_now(self) -> None:
         """Take the exit status; called once, with the lock held. Until it is taken, pid and group are the process's."""
-        platforms.kill_group(self.pid)
+        self._child.kill_group()
         if self._lifeline is not None:
             self._lifeline.release(self.pid)
-        self.returncode = code = self._popen.wait()
-        return code
+        self.returncode = self._child.reap()
+        self._reaped = True
 
     def _close_pipes(self) -> None:
         if self._keeper is not None:
             end_keeper(self._keeper)
-        for pipe in (self._popen.stdout, self._popen.stderr):
-            if pipe is not None:
-                pipe.close()
+        self._child.close()
 
     def _end(self) -> None:
         returncode = self._reap()
@@ -257,7 +287,43 @@ class _WaitingThread:
         os.close(self._writer)
 
 
-def _spawn(spec: ProcessSpec, name: str) -> subprocess.Popen[bytes]:
+class _Program:
+    """A child of this process.
+
+    :param popen: with both pipes.
+    """
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        assert popen.stdout is not None
+        assert popen.stderr is not None
+        self._popen = popen
+        self.pid = popen.pid
+        self.stdout = popen.stdout.fileno()
+        self.stderr = popen.stderr.fileno()
+
+    def open_exit_watch(self) -> int | None:
+        return platforms.open_exit_watch(self.pid)
+
+    def has_ended(self) -> bool:
+        return platforms.has_ended(self.pid)
+
+    def kill_group(self) -> None:
+        platforms.kill_group(self.pid)
+
+    def reap(self) -> int:
+        return self._popen.wait()
+
+    def close(self) -> None:
+        for pipe in (self._popen.stdout, self._popen.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def start_program(spec: ProcessSpec, name: str) -> Child:
+    """Start a program.
+
+    :raises PluginError: as `PluginProcess`.
+    """
     program = spec.argv[0]
     with ExitStack() as stack:
         executable, inherited = program, tuple[int, ...]()
@@ -266,10 +332,10 @@ def _spawn(spec: ProcessSpec, name: str) -> subprocess.Popen[bytes]:
             executable, inherited = stack.enter_context(platforms.verified_copy(content, Path(program).name))
         try:
             if spec.limits:
-                return _popen_limited(spec, executable, inherited, name)
-            return _popen(spec, list(spec.argv), executable, inherited)
+                return _Program(_popen_limited(spec, executable, inherited, name))
+            return _Program(_popen(spec, list(spec.argv), executable, inherited))
         except OSError as error:
-            raise _start_error(error, spec, name) from error
+            raise start_error(error, spec, name) from error
         except ValueError as error:
             raise ConfigError(
                 f"Plugin {name!r} cannot be started with this command or environment: {error}.", plugin=name
@@ -365,7 +431,8 @@ def _verified(program: str, expected: str, name: str) -> bytes:
     return content
 
 
-def _start_error(error: OSError, spec: ProcessSpec, name: str) -> Exception:
+def start_error(error: OSError, spec: ProcessSpec, name: str) -> Exception:
+    """What kept a process from starting, in words."""
     program = spec.argv[0]
     if spec.cwd is not None and not os.path.isdir(spec.cwd):
         return ConfigError(f"Plugin {name!r}: its working directory {spec.cwd} does not exist.", plugin=name)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.line import Network
-from hybridload.goplugin.process import PluginProcess, ProcessSpec
+from hybridload.goplugin.process import Child, PluginProcess, ProcessSpec
 
 
 class RunningPlugin(Protocol):
@@ -52,7 +52,7 @@ class Runner(Protocol):
         name: str,
         on_stdout: Callable[[bytes], None],
         on_stderr: Callable[[bytes], None],
-        on_exit: Callable[[int], None],
+        on_exit: Callable[[int | None], None],
         lifeline: Lifeline | None,
     ) -> RunningPlugin:
         """Start one.
@@ -61,7 +61,8 @@ class Runner(Protocol):
             machine that the plugin has to put its sockets in, under whatever name it has there.
         :param on_stdout: called with each chunk of standard output, from one thread; ``b""`` is its end.
         :param on_stderr: the same for standard error.
-        :param on_exit: called once, after the last chunk, with the exit status or minus the signal's number.
+        :param on_exit: called once, after the last chunk, with the exit status or minus the signal's number; `None`
+            when nobody can tell.
         :param lifeline: kills the process when the host ends without having done so; `None` to let it live on.
         :raises PluginError: why it cannot be started.
         """
@@ -77,7 +78,13 @@ class Runner(Protocol):
 
 
 class LocalRunner:
-    """Starts processes on this machine, where both sides call things by the same name."""
+    """Starts processes on this machine, where both sides call things by the same name.
+
+    :param spawn: how; each as a program of its own by default.
+    """
+
+    def __init__(self, spawn: Callable[[ProcessSpec, str], Child] | None = None) -> None:
+        self._spawn = spawn
 
     def start(
         self,
@@ -86,11 +93,17 @@ class LocalRunner:
         name: str,
         on_stdout: Callable[[bytes], None],
         on_stderr: Callable[[bytes], None],
-        on_exit: Callable[[int], None],
+        on_exit: Callable[[int | None], None],
         lifeline: Lifeline | None,
     ) -> RunningPlugin:
         return PluginProcess(
-            spec, name=name, on_stdout=on_stdout, on_stderr=on_stderr, on_exit=on_exit, lifeline=lifeline
+            spec,
+            name=name,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            on_exit=on_exit,
+            lifeline=lifeline,
+            spawn=self._spawn,
         )
 
     def plugin_to_host(self, network: Network, address: str) -> tuple[Network, str]:

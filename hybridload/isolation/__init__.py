@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from hybridload.goplugin.lifeline import Lifeline
     from hybridload.goplugin.plugins import VersionedPlugins
+    from hybridload.goplugin.prefork.host import ForkServer
     from hybridload.handle import Methods
     from hybridload.handshake import Handshake
     from hybridload.sources import Resolution, Sources
@@ -52,6 +53,7 @@ class Request:
 
     :param kind: the kind that was asked for first; a running plugin may be asked for others.
     :param plugin_reference: where a child process finds the plugin set, as ``module:NAME``; `None` when unknown.
+    :param fork_server: forks those that ask for it.
     :param strict: whether in-process calls travel through the contract.
     :param opening: told of what is started, so that it can be called off.
     """
@@ -64,6 +66,7 @@ class Request:
     resolution: Resolution
     sources: Sources
     lifeline: Lifeline
+    fork_server: ForkServer
     strict: bool = False
     opening: Opening = field(default_factory=Opening)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from hybridload.external import External
+    from hybridload.goplugin.runner import Runner
     from hybridload.handle import Methods
     from hybridload.isolation import Request
 
@@ -43,12 +44,14 @@ def start_client(
     *,
     module_logger: logging.Logger | None = None,
     env: Mapping[str, str],
+    runner: Runner | None = None,
 ) -> Client:
     """Start a plugin's process with the plugin's settings.
 
     :param module_logger: its records that name a module go to that child of it; by default to a child of the logger
         that is named after the plugin.
     :param env: added to the environment that the program has by its settings.
+    :param runner: starts it; as a program of its own by default.
     """
     settings = request.resolution.settings
     inherit: bool | Sequence[str] = True if settings.env_allow is None else settings.env_allow
@@ -72,6 +75,7 @@ def start_client(
         lifeline=request.lifeline,
         call_timeout=settings.call_timeout,
         limits=settings.limits,
+        runner=runner,
         **given,
     )
     request.opening.begin(client.kill)

@@ -2,12 +2,14 @@
 
 The child gets what it needs by reference: the entry point, the plugin set as ``module:NAME`` or its interfaces as
 ``module:qualname``, and the host's import path behind its own. It serves every kind that the object implements, and
-says of the others why not. Its log records keep the names of its loggers, so the host's logging configuration treats
+says of the others why not. With `prefork` it is forked from a warm process, see `goplugin.prefork`, unless another
+interpreter is set for it. Its log records keep the names of its loggers, so the host's logging configuration treats
 them as it would in-process.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +26,7 @@ from hybridload.goplugin.launch_spec import (
     import_path,
     kinds_contract,
 )
+from hybridload.goplugin.runner import LocalRunner
 from hybridload.goplugin.serving import PROTOCOLS
 from hybridload.isolation.external import ProcessPlugin, start_client
 
@@ -59,9 +62,14 @@ class Subprocess:
         )
         command = External(spec.command(interpreter), env=settings.env, cwd=settings.cwd)
         told = {version: {**kinds, KINDS: kinds_contract()} for version, kinds in request.plugins.items()}
+        fork = functools.partial(request.fork_server.start, lifeline=request.lifeline)
         try:
             client = start_client(
-                replace(request, plugins=told), command, env=spec.environment(), module_logger=logging.getLogger()
+                replace(request, plugins=told),
+                command,
+                env=spec.environment(),
+                module_logger=logging.getLogger(),
+                runner=LocalRunner(fork) if settings.prefork and interpreter is None else None,
             )
         except ExitedBeforeHandshake as error:
             raise _own_error(error, request.name) or error from error

@@ -120,6 +120,8 @@ def greedy(write_module: Any, open_loader: Callable[..., Loader], tmp_path: Path
     program.chmod(0o755)
 
     def load(*lines: str, isolation: str = "subprocess") -> tuple[Loader, Any]:
+        if isolation == "preforked":
+            isolation, lines = "subprocess", ("prefork = true", *lines)
         config = CONFIG.replace("@FOLDER@", str(tmp_path)).replace("@ISOLATION@", isolation)
         loader = open_loader(config="\n".join([config, *lines]))
         return loader, loader.load("greedy")
@@ -130,7 +132,7 @@ def greedy(write_module: Any, open_loader: Callable[..., Loader], tmp_path: Path
 ALL = 'limits = { memory = "512MiB", cpu_seconds = 100, open_files = 100, processes = 5000 }'
 
 
-@pytest.mark.parametrize("isolation", ["subprocess", "external"])
+@pytest.mark.parametrize("isolation", ["subprocess", "preforked", "external"])
 def test_limits_hold_before_the_plugins_code_runs(greedy: Greedy, isolation: str) -> None:
     loader, plugin = greedy(ALL, isolation=isolation)
     assert plugin.limits() == {
@@ -148,7 +150,7 @@ def test_limits_hold_for_a_program_whose_checksum_was_verified(greedy: Greedy, t
     assert plugin.limits()["RLIMIT_CPU"] == "(100, 101)"
 
 
-@pytest.mark.parametrize("isolation", ["subprocess", "external"])
+@pytest.mark.parametrize("isolation", ["subprocess", "preforked", "external"])
 def test_a_limited_plugin_starts_as_any_other(greedy: Greedy, isolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LC_") or name == "LANG"]:
         monkeypatch.delenv(name)

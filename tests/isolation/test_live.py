@@ -81,11 +81,11 @@ def edit(work: Workplace, before: str, after: str) -> None:
     os.utime(module, ns=(written + 1, written + 1))
 
 
-@pytest.mark.parametrize("watch", [True, False])
-def test_edited_code_is_what_runs_after_a_reload(employ: Employ, tmp_path: Path, watch: bool) -> None:
+@pytest.mark.parametrize(("watch", "prefork"), [(True, "false"), (False, "false"), (False, "true")])
+def test_edited_code_is_what_runs_after_a_reload(employ: Employ, tmp_path: Path, watch: bool, prefork: str) -> None:
     ahead = int(time.time()) + 60
     os.utime(tmp_path / "work_sdk.py", (ahead, ahead))
-    work = employ(watch=watch)
+    work = employ(f"prefork = {prefork}", watch=watch)
     edit(work, "2 * number", "3 * number")
     if not watch:
         work.loader.reload("worker")
@@ -171,8 +171,9 @@ def test_in_a_forked_child_the_plugin_is_the_parents(employ: Employ) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_child_may_start_its_own(employ: Employ) -> None:
-    work = employ('after_fork = "restart"')
+@pytest.mark.parametrize("prefork", ["false", "true"])
+def test_a_forked_child_may_start_its_own(employ: Employ, prefork: str) -> None:
+    work = employ('after_fork = "restart"', f"prefork = {prefork}")
     before = work.worker.pid()
     other = int(in_child(work, lambda: work.worker.pid()))
     assert other != before

@@ -66,7 +66,7 @@ if __name__ == "__main__":
 """
 
 CONFIG = '[host]\nplugins = "reporter_sdk:PLUGINS"\nhandshake = "reporter_sdk:HANDSHAKE"\n[plugins.reporter]\n'
-ISOLATIONS = ["external", "subprocess"]
+ISOLATIONS = ["external", "subprocess", "preforked"]
 
 
 @pytest.fixture
@@ -80,7 +80,8 @@ def reporter(write_module: Any, install: Any, open_loader: Open, tmp_path: Path)
     install(reporter="reporter_plugin:Reporter")
 
     def load(isolation: str, *lines: str) -> tuple[Loader, Any]:
-        table = [f'isolation = "{isolation}"']
+        preforked = isolation == "preforked"
+        table = ['isolation = "subprocess"', "prefork = true"] if preforked else [f'isolation = "{isolation}"']
         if isolation == "external" and not any(line.startswith("command") for line in lines):
             table.append('command = "./reporter_plugin.py"')
         loader = open_loader(config=CONFIG + "\n".join([*table, *lines]))

@@ -1,0 +1,302 @@
+"""The host's side of its fork server: it is started when it is first needed, and ended with the host.
+
+A plugin is forked unless it asks for what a forked process cannot have; it is started by itself then, as without a fork
+server. That is so where its environment differs from the fork server's in a variable that an interpreter reads when it
+starts (`PYTHON…`, `LC_…`, `LANG`, `LD_…` and the like), and on systems other than Linux.
+
+Threads: one lock, held for one request and its reply, and while the fork server starts. There is no thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from hybridload import platforms
+from hybridload.errors import ProcessError
+
+if TYPE_CHECKING:
+    import socket
+    import subprocess
+
+    from hybridload.goplugin.lifeline import Lifeline
+    from hybridload.goplugin.process import Child, ProcessSpec
+
+_PATIENCE = 60.0
+"""Seconds that a reply may take; the first one includes the start of the fork server."""
+_READ_AT_START = ("PYTHON", "LC_", "LD_", "MALLOC_", "PROTOCOL_BUFFERS_", "OPENSSL_")
+_READ_AT_START_TOO = ("LANG", "GLIBC_TUNABLES")
+_NOT_ITS_BUSINESS = ("PLUGIN_", "HYBRIDLOAD_LAUNCH")
+
+
+class ForkServer:
+    """Starts Python plugins as forks of a warm process; see the package. Safe from any thread.
+
+    Whoever has it closes it, after the plugins.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+        _of_this_process.add(self)
+
+    @property
+    def pid(self) -> int | None:
+        """The fork server's id; `None` while there is none."""
+        server = self._server
+        return None if server is None else server.pid
+
+    def start(self, spec: ProcessSpec, name: str, *, lifeline: Lifeline) -> Child:
+        """Fork a plugin, or start it by itself where it cannot be forked.
+
+        :param spec: a `LaunchSpec`'s command and environment.
+        :param lifeline: ends the fork server with the host.
+        :raises PluginError: why it cannot be started.
+        """
+        from hybridload.goplugin.process import start_error, start_program
+
+        if not platforms.has_fork_server() or not self._fits(spec.env):
+            return start_program(spec, name)
+        try:
+            with ExitStack() as stack:
+                return self._fork(spec, name, lifeline, stack)
+        except OSError as error:
+            raise start_error(error, spec, name) from error
+
+    def close(self) -> None:
+        """End the fork server. Safe to call twice."""
+        with self._lock:
+            self._drop()
+
+    def _fits(self, environment: Mapping[str, str]) -> bool:
+        server = self._server
+        ours = _read_at_start(os.environ) if server is None else server.read_at_start
+        return _read_at_start(environment) == ours
+
+    def _fork(self, spec: ProcessSpec, name: str, lifeline: Lifeline, stack: ExitStack) -> Child:
+        """:raises OSError: what the system refuses."""
+        from hybridload.goplugin.prefork.messages import Fork
+
+        has_input = _is_inherited(0)
+        given = [0] if has_input else []
+        kept = stack.enter_context(ExitStack())
+        pipes: list[int] = []
+        for _ in range(2):
+            reader, writer = os.pipe()
+            kept.callback(os.close, reader)
+            stack.callback(os.close, writer)
+            pipes.append(reader)
+            given.append(writer)
+        folder = os.open(spec.cwd or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
+        given.append(folder)
+        request = Fork(name, list(spec.argv[-1:]), spec.env, platforms.limit_numbers(spec.limits) or (), has_input)
+        with self._lock:
+            # One that was killed a moment ago is found out by asking it.
+            for last in (False, True):
+                server = self._current(lifeline)
+                try:
+                    answer = server.ask({"fork": request.to_dict()}, given)
+                    break
+                except _Gone as gone:
+                    if last:
+                        raise ProcessError(
+                            f"Plugin {name!r} cannot be forked: the fork server {gone}. See what it wrote on standard "
+                            "error, or set prefork = false.",
+                            plugin=name,
+                        ) from gone
+        if "error" in answer:
+            raise OSError(answer["error"], os.strerror(answer["error"]))
+        child = _Forked(server, answer["pid"], *pipes)
+        kept.pop_all()  # they are the child's from now on
+        return child
+
+    def _current(self, lifeline: Lifeline) -> _Server:
+        if self._server is not None and self._server.has_ended():
+            self._drop()
+        if self._server is None:
+            self._server = _Server(lifeline)
+        return self._server
+
+    def _drop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    def _let_go_in_child(self) -> None:
+        """In a forked child: the fork server is the parent's, and must see the end of the socket when that ends."""
+        self._lock = threading.Lock()
+        server, self._server = self._server, None
+        if server is not None:
+            server.let_go()
+
+
+class _Gone(Exception):
+    """The fork server did not reply; the rest of a sentence about it."""
+
+
+class _Server:
+    """One fork server's process. Called with the lock of whoever has it held, but for `reap` and what only looks."""
+
+    def __init__(self, lifeline: Lifeline) -> None:
+        import socket
+        import subprocess
+
+        from hybridload.goplugin.launch_spec import fork_server_command, fork_server_environment
+
+        self._lifeline = lifeline
+        self._lock = threading.Lock()
+        self.read_at_start = _read_at_start(os.environ)
+        ours, theirs = socket.socketpair()
+        self._socket: socket.socket = ours
+        lifeline.open()
+        try:
+            environment = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_ITS_BUSINESS)}
+            self._popen: subprocess.Popen[bytes] = subprocess.Popen(
+                fork_server_command(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if _is_inherited(2) else subprocess.DEVNULL,
+                env={**environment, **fork_server_environment()},
+                pass_fds=(theirs.fileno(),),
+                **platforms.own_session(),
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._popen.pid
+        lifeline.guard(self.pid)
+        ours.settimeout(_PATIENCE)
+
+    def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        """Make a request and wait for its reply.
+
+        :raises _Gone: there is none. Nobody may ask any more.
+        """
+        from hybridload.goplugin.prefork.messages import receive, send
+
+        with self._lock:
+            try:
+                send(self._socket, request, descriptors)
+                received = receive(self._socket)
+            except OSError as error:
+                received, why = None, f"did not answer ({error})"
+            else:
+                why = "has ended"
+            if received is None:
+                # A reply that came late would be taken for another one's.
+                self._popen.kill()
+                raise _Gone(why)
+            answer, unwanted = received
+        for descriptor in unwanted:
+            os.close(descriptor)
+        return answer
+
+    def reap(self, pid: int) -> int | None:
+        """The exit status of a child that has ended; `None` when nobody can tell."""
+        try:
+            status: int | None = self.ask({"reap": pid})["status"]
+        except _Gone:
+            return None
+        return status
+
+    def has_ended(self) -> bool:
+        """Whether it has ended, or was closed."""
+        return self._popen.returncode is not None or platforms.has_ended(self.pid)
+
+    def close(self) -> None:
+        """End it."""
+        self._lifeline.release(self.pid)
+        self._popen.kill()  # whoever waits for a reply has none
+        self._popen.wait()
+        with self._lock:
+            self._socket.close()
+
+    def let_go(self) -> None:
+        """In a forked child: it is no child of this process."""
+        self._popen.returncode = 0
+        self._socket.close()
+
+
+class _Forked:
+    """A child of the fork server: see `Child`.
+
+    As long as the fork server lives, it is nobody else's id until `reap`. When that has died, the system reaps.
+    """
+
+    def __init__(self, server: _Server, pid: int, stdout: int, stderr: int) -> None:
+        self._server = server
+        self.pid = pid
+        self.stdout = stdout
+        self.stderr = stderr
+        watch = platforms.open_exit_watch(pid)
+        if watch is None:
+            platforms.kill_group(pid)
+            server.reap(pid)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        self._watch = watch
+
+    def open_exit_watch(self) -> int:
+        return os.dup(self._watch)
+
+    def has_ended(self) -> bool:
+        return self._ends(0)
+
+    def kill_group(self) -> None:
+        if not self._server.has_ended():
+            platforms.kill_group(self.pid)
+            return
+        ours = not self.has_ended()
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._watch, signal.SIGKILL)
+        # No new process gets the id of a group that has members.
+        if ours or not os.path.exists(f"/proc/{self.pid}"):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self) -> int | None:
+        self._ends(None)
+        return self._server.reap(self.pid)
+
+    def close(self) -> None:
+        for descriptor in (self.stdout, self.stderr, self._watch):
+            os.close(descriptor)
+
+    def _ends(self, timeout: int | None) -> bool:
+        poll = select.poll()
+        poll.register(self._watch, select.POLLIN)
+        return bool(poll.poll(timeout))
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key: value for key, value in environment.items() if key.startswith(_READ_AT_START) or key in _READ_AT_START_TOO
+    }
+
+
+def _is_inherited(descriptor: int) -> bool:
+    """Whether a program that is started has that descriptor."""
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:
+        return False
+
+
+def _let_go_in_child() -> None:
+    for server in list(_of_this_process):
+        server._let_go_in_child()
+
+
+# Fork hooks belong to the process and can never be taken back, so there is one, and it has to find every fork server.
+_of_this_process: weakref.WeakSet[ForkServer] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
