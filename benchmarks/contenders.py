@@ -76,6 +76,7 @@ def contenders(peers: bool = True) -> Iterator[Contender]:
     yield Contender("floor", "raw socket echo, Python and Python", (python, "-m", "benchmarks.workers.echo"))
     yield Contender("in-process", "in-process", (*host, "in-process"))
     yield Contender("subprocess", "subprocess", (*host, "subprocess"), direct)
+    yield Contender("subprocess-prefork", "subprocess, preforked", (*host, "subprocess", "--prefork"), direct)
     yield Contender("subprocess-mtls", "subprocess, AutoMTLS", (*host, "subprocess", "--mtls"), direct)
     yield Contender("subprocess-grpcio", "subprocess, engine grpcio", (*host, "subprocess"), grpcio)
     yield from _with_go(

@@ -84,6 +84,7 @@ GOALS = (
     Goal("the same with AutoMTLS", "start", "py-go-mtls", "go-go-mtls", most=1.3),
     Goal("start of a Python subprocess : engine grpcio", "start", "subprocess", "subprocess-grpcio", most=0.6),
     Goal("start of a Python subprocess", "start", "subprocess", seconds=0.080),
+    Goal("start of a Python subprocess, preforked", "start", "subprocess-prefork", seconds=0.015),
     Goal("import hybridload, over a bare interpreter", "import", "import hybridload", "python -c pass", seconds=0.020),
     Goal("one of 200 entry points : stevedore's DriverManager", "entry-point", "hybridload", "stevedore", most=1.0),
     Goal("one of 200 entry points : pluggy", "entry-point", "hybridload", "pluggy", most=1.0),

@@ -217,6 +217,7 @@ GOOD: dict[str, set[str]] = {
     "watch": {"true"},
     "limits": {"{}"},
     "strict": {"true"},
+    "prefork": {"true"},
     "fallback_on_checksum": {"true"},
     "enabled": {"true"},
     "command": {'"fast"'},
