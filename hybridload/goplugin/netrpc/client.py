@@ -26,7 +26,7 @@ from hybridload.errors import RemoteError
 from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GoType, Limits, Registry
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
-from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset
+from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset, again
 from hybridload.goplugin.streams.mux import MuxStream
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
@@ -148,7 +148,7 @@ class NetRPCClient:
     ) -> PendingCall:
         with self._encoding:
             if self._ended is not None:
-                raise _again(self._ended)
+                raise again(self._ended)
             seq, data = self._rpc.call(method, argument, argument_type, reply_type)
             call = PendingCall(seq, on_done)
             self._register(call)
@@ -165,7 +165,7 @@ class NetRPCClient:
     def _register(self, call: PendingCall) -> None:
         with self._lock:
             if self._ended is not None:
-                raise _again(self._ended)
+                raise again(self._ended)
             self._calls[call.seq] = call
             if call.on_done is not None:
                 self._followed += 1
@@ -306,11 +306,11 @@ class NetRPCClient:
         """The connection is over; the first reason counts. Called without the lock."""
         with self._lock:
             if self._ended is None:
-                self._ended = why
+                self._ended = again(why)
                 calls = list(self._calls.values())
                 self._calls.clear()
                 for call in calls:
-                    call.failure = _again(why)
+                    call.failure = again(why)
                     self._finish(call)
                 self._may_follow.notify_all()
         self._stream.close()
@@ -340,8 +340,3 @@ class PendingCall:
         if self.reply is None:
             raise TimeoutError("no answer came in time")
         return self.reply
-
-
-def _again(error: StreamError) -> StreamError:
-    """A new exception of the same kind, so that those who get it do not share a traceback."""
-    return type(error)(*error.args)

@@ -46,6 +46,15 @@ class TLSRefused(StreamError):
     """
 
 
+def again(error: StreamError) -> StreamError:
+    """A new exception of the same kind, for the next who asks for something that cannot be had any more.
+
+    What a stream keeps is never the exception that was raised, nor raised itself: its traceback would grow, and hold on
+    to all that whoever met it had in hand.
+    """
+    return type(error)(*error.args)
+
+
 class Stream(Protocol):
     """A full duplex byte stream.
 

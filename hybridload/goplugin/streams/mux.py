@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset
+from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset, again
 from hybridload.goplugin.streams.reading import MOMENT, Reading, Waiter
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.yamux import (
@@ -123,7 +123,7 @@ class Mux:
             if not self._reading.wait(self._may_open, self._opening, _deadline(timeout)):
                 raise TimeoutError(f"{self.peer} accepted none of the streams that wait for it within {timeout:g} s")
             if self._ended is not None:
-                raise _again(self._ended)
+                raise again(self._ended)
             stream = MuxStream(self, self._session.open())
             self._streams[stream.stream_id] = stream
             self._unacknowledged[stream.stream_id] = time.monotonic() + self._config.open_timeout
@@ -146,7 +146,7 @@ class Mux:
             if not ready:
                 raise TimeoutError(f"{self.peer} opened no stream within {timeout:g} s")
             if self._ended is not None:
-                raise _again(self._ended)
+                raise again(self._ended)
             stream = self._offered.popleft()
             self._session.acknowledge(stream.stream_id)
         self._flush()
@@ -170,7 +170,7 @@ class Mux:
                 return time.monotonic() - start
             self._pings.discard(value)
             if self._ended is not None:
-                raise _again(self._ended)
+                raise again(self._ended)
         assert not answered
         raise TimeoutError(f"{self.peer} did not answer a ping within {timeout:g} s")
 
@@ -333,7 +333,7 @@ class Mux:
         try:
             self._below.send_all(frames)
         except OSError as error:
-            raise _again(self._end(self._broken(error))) from error
+            raise again(self._end(self._broken(error))) from error
 
     def _broken(self, error: OSError) -> StreamReset:
         return StreamReset(f"the connection under the yamux session with {self.peer} broke off: {error}")
@@ -597,12 +597,7 @@ class MuxStream:
             return StreamClosed(f"{self.peer} was closed on this side")
         if self._aborted is not None:
             return StreamReset(f"{self.peer} is over: {self._aborted}")
-        return None if self._mux._ended is None else _again(self._mux._ended)
-
-
-def _again(error: StreamError) -> StreamError:
-    """A new exception of the same kind, so that those who get it do not share a traceback."""
-    return type(error)(*error.args)
+        return None if self._mux._ended is None else again(self._mux._ended)
 
 
 def _deadline(timeout: float | None) -> float | None:

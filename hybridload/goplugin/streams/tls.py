@@ -31,6 +31,7 @@ from hybridload.goplugin.streams.base import (
     StreamError,
     StreamReset,
     TLSRefused,
+    again,
 )
 
 _CHUNK = 65536  # bytes; plain text that is turned into records before they are sent, and cipher text per receive
@@ -160,7 +161,7 @@ class TLSStream:
             raise self._fail(late)  # another thread is at it, with more patience
         try:
             if self._failure is not None or self._closed:
-                raise self._failure or self._closed_here()
+                raise self._over()
             if not self._shaken:
                 try:
                     self._shake(deadline)
@@ -231,7 +232,7 @@ class TLSStream:
                     self._flush()
         except StreamClosed as error:
             self.readable()  # looks at what came; the peer may have said why before it hung up
-            raise self._failure or error from error.__cause__
+            raise (error if self._failure is None else again(self._failure)) from error.__cause__
         if self._outgoing.pending:
             self._flush_unless_busy()
 
@@ -270,7 +271,7 @@ class TLSStream:
         Called with `_receiving` held.
         """
         if self._failure is not None or self._closed:
-            raise self._failure or self._closed_here()
+            raise self._over()
         try:
             with self._state:
                 if self._plain:
@@ -392,12 +393,16 @@ class TLSStream:
         return self._shaken and not self._closed and not self._sending.locked() and self._below.writable()
 
     def _fail(self, error: StreamError) -> StreamError:
-        """Nothing works on this connection any more; whoever asks next gets the same error."""
+        """Nothing works on this connection any more; whoever asks next gets an error like this one."""
         if self._closed:
             return self._closed_here()
-        self._failure = error
+        self._failure = again(error)
         self._below.close()
         return error
+
+    def _over(self) -> StreamError:
+        """Why nothing works."""
+        return self._closed_here() if self._failure is None else again(self._failure)
 
     def _closed_here(self) -> StreamClosed:
         return StreamClosed(f"the TLS connection to {self._below.peer} was closed on this side")

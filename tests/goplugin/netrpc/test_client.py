@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -234,3 +236,23 @@ def test_pings_are_answered_before_during_and_after_a_call(pool: ThreadPoolExecu
             assert calling.result(timeout=10) == f"re {number}"
             assert peer.receive(PongReceived) == PongReceived(value)
             peer.ping()  # idle again
+
+
+def test_a_broken_connection_keeps_nothing_of_whoever_found_it_broken(ends: tuple[NetRPCClient, Peer]) -> None:
+    client, peer = ends
+    peer.stream.close()
+
+    class Held:
+        """What a caller has in hand."""
+
+    def fail() -> weakref.ref[Held]:
+        held = Held()
+        with pytest.raises(StreamError):
+            say(client, "hello")
+        return weakref.ref(held)
+
+    before = [fail(), fail()]
+    gc.collect()
+    assert [each() for each in before] == [None, None]
+    with pytest.raises(StreamError, match="ended by the other side"):
+        say(client, "again")

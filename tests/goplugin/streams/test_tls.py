@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import ssl
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -503,3 +505,21 @@ def from_line(text: str) -> bytes:
     import base64
 
     return base64.b64decode(text + "=" * (-len(text) % 4))
+
+
+def test_a_broken_connection_keeps_nothing_of_whoever_found_it_broken(pair: Pair) -> None:
+    ours, theirs = pair
+    theirs._below.close()
+
+    class Held:
+        """What a receiver has in hand."""
+
+    def fail() -> weakref.ref[Held]:
+        held = Held()
+        with pytest.raises(StreamReset, match="without a TLS farewell"):
+            ours.receive(timeout=5)
+        return weakref.ref(held)
+
+    before = [fail(), fail()]
+    gc.collect()
+    assert [each() for each in before] == [None, None]
