@@ -38,7 +38,7 @@ class SocketFolder:
         elif not os.path.isdir(folder):
             raise NotADirectoryError(f"the host's folder for sockets, {folder}, does not exist")
         self.path = folder
-        atexit.register(self.close)
+        _open.add(self)
 
     def new_path(self) -> str:
         """A path for a socket, which does not exist yet."""
@@ -54,7 +54,7 @@ class SocketFolder:
 
     def close(self) -> None:
         """Remove the sockets, and the folder when it is our own. Safe to call twice."""
-        atexit.unregister(self.close)
+        _open.discard(self)
         if os.getpid() != self._owner:
             return
         for path in self._paths:
@@ -70,6 +70,16 @@ class SocketFolder:
                 import shutil  # not for folders that are empty, as they mostly are
 
                 shutil.rmtree(self.path, ignore_errors=True)
+
+
+# The interpreter never forgets a hook altogether, not even one that was taken back, so all folders share one.
+_open: set[SocketFolder] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for folder in list(_open):
+        folder.close()
 
 
 def _group_id(group: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import stat
 import subprocess
@@ -68,3 +69,10 @@ def test_it_is_removed_at_exit_but_not_by_a_forked_child() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert out[0] == "True"
     assert not os.path.exists(out[1])
+
+
+def test_folders_that_come_and_go_leave_no_hook_in_the_interpreter() -> None:
+    before = atexit._ncallbacks()
+    for _ in range(3):
+        SocketFolder().close()
+    assert atexit._ncallbacks() == before
