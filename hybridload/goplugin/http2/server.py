@@ -214,7 +214,7 @@ class Server:
         self.watchdog.close()
         self.timers.close()
         if not self.workers.close(_JOIN_TIMEOUT):
-            logger.warning("a handler has not returned %g s after its server stopped", _JOIN_TIMEOUT)
+            logger.debug("a handler has not returned %g s after its server stopped", _JOIN_TIMEOUT)
         for thread in self._accepting:
             thread.join()
         with self._changed:
