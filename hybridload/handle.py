@@ -7,6 +7,9 @@ object notices nothing. A method saved beforehand (`f = greeter.greet`) keeps po
 in-process.
 
 Concrete methods of an ABC are not in a slot: they run on the host's side and reach the plugin through the slots.
+
+A hand-written plugin has no interface to take slots from, and its half makes a new object for each process. What the
+host holds stands in for it: whatever is asked of it is asked of the one that was made last.
 """
 
 from __future__ import annotations
@@ -71,3 +74,35 @@ def rebind(handle: Any, methods: Methods) -> None:
     """Put `methods` into the slots of a handle. Each slot changes at once; a call in flight stays where it started."""
     for name, method in methods.items():
         object.__setattr__(handle, name, method)
+
+
+def stand_in(kind: type, current: Callable[[], Any], describe: Callable[[], str]) -> Any:
+    """An object that asks another one, for as long as it lives; `isinstance` holds for the other's class.
+
+    Comparison and hash are its own, because it stays the same when the other one is replaced.
+
+    :param kind: the class of the other one: it says which special methods there are, a call or ``with`` among them.
+    :param current: gives the other one, each time that something is asked.
+    :param describe: what its `repr` says behind the name of that class.
+    """
+    special = [name for name in dir(kind) if name.startswith("__") and callable(getattr(kind, name))]
+    body: dict[str, Any] = {
+        "__slots__": ("__weakref__",),
+        "__class__": property(lambda self: kind),
+        "__repr__": lambda self: f"<{kind.__name__} {describe()}>",
+        "__getattr__": lambda self, name: getattr(current(), name),
+        "__setattr__": lambda self, name, value: setattr(current(), name, value),
+        "__delattr__": lambda self, name: delattr(current(), name),
+        **{name: _asking(name, current) for name in special if name not in _ITS_OWN},
+    }
+    return type(f"{kind.__name__}StandIn", (), body)()
+
+
+def _asking(name: str, current: Callable[[], Any]) -> Callable[..., Any]:
+    def ask(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(current(), name)(*args, **kwargs)
+
+    return ask
+
+
+_ITS_OWN = frozenset((*dir(object), "__getattr__", "__del__"))

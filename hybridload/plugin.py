@@ -38,7 +38,7 @@ from hybridload.errors import (
 from hybridload.events import Events, PluginEvent
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.prefork.host import ForkServer
-from hybridload.handle import Methods, handle_class, new_handle, rebind
+from hybridload.handle import Methods, handle_class, new_handle, rebind, stand_in
 from hybridload.handshake import Handshake
 from hybridload.isolation import Opening, Request, Running, driver
 from hybridload.loop import Loop
@@ -71,6 +71,8 @@ _DRAIN_TIMEOUT = 30.0
 """Seconds that calls in flight may take to end where they started, when a plugin is switched or closed."""
 _PARTING = 5.0
 """Seconds that calls in flight may take to fail after their plugin has died."""
+_START_TIMEOUT = 60.0
+"""Seconds, where ``start_timeout`` is not set: go-plugin's, as a `Client` has them."""
 
 _LIVE = frozenset(
     {
@@ -93,7 +95,7 @@ class PluginStatus:
     :param isolation: where it runs, or ran last; `None` when it never did.
     :param kinds: the kinds that were loaded.
     :param chain: the isolations to try, in order.
-    :param pid: of the process it runs in, the host's own for in-process.
+    :param pid: of the process it runs in, the host's own for in-process; `None` while none runs.
     :param protocol: ``"grpc"`` or ``"netrpc"``; `None` in-process.
     :param version: of the plugin set in use.
     :param restarts: how often a new process took the place of one that ended by itself.
@@ -237,7 +239,7 @@ class LoadedPlugin:
             isolation=None if place is None else place.isolation,
             kinds=self.kinds(),
             chain=self._chain,
-            pid=None if running is None else running.pid,
+            pid=None if running is None or gone is not None else running.pid,
             protocol=None if running is None else running.protocol,
             version=None if running is None else running.version,
             restarts=self._restarts,
@@ -651,6 +653,7 @@ class LoadedPlugin:
         opening = Opening()
         self._unasked, self._opening = unasked, opening
         files = self._watched(isolation)
+        ends = time.monotonic() + (self.resolution.settings.start_timeout or _START_TIMEOUT)
         try:
             if self._closing:
                 raise PluginClosed(f"Plugin {self._name!r} was closed.", plugin=self._name)
@@ -658,7 +661,7 @@ class LoadedPlugin:
             try:
                 place = _Place(isolation, running, files)
                 place.methods[kind] = self._methods(place, kind)
-                running.ping(self._supervisor.policy.health_timeout)
+                running.ping(max(self._supervisor.policy.health_timeout, ends - time.monotonic()))
             except BaseException:
                 running.close()
                 raise
@@ -747,18 +750,23 @@ class LoadedPlugin:
             place.methods[kind] = self._methods(place, kind)
         contract = self._contract(kind)
         if contract is None:
-            return place.methods[kind]
+            return stand_in(type(place.methods[kind]), functools.partial(self._made, kind), self._describe)
         service = contract.complete()
         self._slots[kind] = slots(service, kind, self._door)
         now = place.methods[kind] if self._is_direct(place) else self._slots[kind]
         return new_handle(handle_class(service), now, self._describe)
 
     def _bind(self, kind: str, place: _Place) -> None:
-        if kind not in self._slots:
-            # A hand-written plugin's object belongs to one process; `load` gives the new one.
-            self._handles[kind] = place.methods[kind]
-            return
-        rebind(self._handles[kind], place.methods[kind] if self._is_direct(place) else self._slots[kind])
+        if kind in self._slots:
+            rebind(self._handles[kind], place.methods[kind] if self._is_direct(place) else self._slots[kind])
+
+    def _made(self, kind: str) -> Any:
+        """What a hand-written plugin's half made for the process that runs; waits for one as a call does."""
+        place = self._door.enter(self._door.deadline())
+        try:
+            return place.methods[kind]
+        finally:
+            self._door.leave(place)
 
     def _is_direct(self, place: _Place) -> bool:
         """Whether the slots are to hold the real object's own methods."""

@@ -15,7 +15,7 @@ import pytest
 
 from hybridload import Loader
 from hybridload.errors import CallTimeout, PluginBusy, PluginClosed, PluginNotFound
-from tests.isolation.conftest import PATIENCE, Employ, Workplace, in_thread, wait_until
+from tests.isolation.conftest import PATIENCE, Employ, Open, Workplace, Write, in_thread, wait_until
 
 
 def test_under_load_no_call_is_lost_or_carried_out_twice(employ: Employ) -> None:
@@ -141,6 +141,39 @@ def test_load_all_gives_every_object_and_collects_what_failed(employ: Employ) ->
     with pytest.raises(ExceptionGroup, match="1 of 2 plugins") as caught:
         work.loader.load_all(["worker", "nobody"])
     assert [type(error) for error in caught.value.exceptions] == [PluginNotFound]
+
+
+def test_load_all_starts_plugins_side_by_side(write_module: Write, open_loader: Open, tmp_path: Path) -> None:
+    """Each waits at its start for the other's sign, so one after the other neither would ever be there."""
+    write_module(
+        "meeting_sdk",
+        """
+        import pathlib, time
+        from typing import Protocol
+
+        class Meeting(Protocol):
+            def name(self) -> str: ...
+
+        class Guest:
+            def __init__(self, name, other, folder):
+                self._name = name
+                pathlib.Path(folder, name).touch()
+                while not pathlib.Path(folder, other).exists():
+                    time.sleep(0.002)
+            def name(self):
+                return self._name
+
+        PLUGINS = {"meeting": Meeting}
+        """,
+    )
+    config = '[host]\nplugins = "meeting_sdk:PLUGINS"\n[defaults]\nisolation = "subprocess"\n'
+    for name, other in ("ann", "bob"), ("bob", "ann"):
+        options = f'{{ name = "{name}", other = "{other}", folder = "{tmp_path}" }}'
+        config += (
+            f'[plugins.{name}]\nentry_point = "meeting_sdk:Guest"\nisolation = "subprocess"\noptions = {options}\n'
+        )
+    loaded = open_loader(config=config).load_all()
+    assert {name: guest.name() for name, guest in loaded.items()} == {"ann": "ann", "bob": "bob"}
 
 
 def in_child(work: Workplace, what: Any) -> str:

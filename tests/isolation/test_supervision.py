@@ -171,6 +171,7 @@ def test_with_nowhere_left_to_run_calls_are_refused_until_it_is_tried_again(empl
     work.kill()
     failed = work.story.wait_for("failed")
     assert failed.delay == 3.0
+    assert work.status().pid is None
     with pytest.raises(NoUsableIsolation, match="tried again in") as caught:
         work.worker.double(1)
     assert isinstance(caught.value.attempts[0].error, PluginCrashed)
