@@ -10,7 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # typing's own takes longer to import than all of this
 if TYPE_CHECKING:
     from hybridload.contract import Contract, Field, idempotent
-    from hybridload.deadlines import deadline
+    from hybridload.deadlines import deadline, time_remaining
     from hybridload.errors import PluginError
     from hybridload.events import PluginEvent
     from hybridload.external import External
@@ -32,6 +32,7 @@ __all__ = [
     "deadline",
     "idempotent",
     "serve",
+    "time_remaining",
 ]
 
 _MODULES = {
@@ -47,6 +48,7 @@ _MODULES = {
     "deadline": "hybridload.deadlines",
     "idempotent": "hybridload.contract",
     "serve": "hybridload.goplugin.serve",
+    "time_remaining": "hybridload.deadlines",
 }
 
 _ROOMS = ("contract", "errors", "goplugin")

@@ -32,6 +32,15 @@ def deadline(seconds: float) -> Iterator[None]:
         yield
 
 
+def time_remaining() -> float | None:
+    """Seconds until the calls that are made here must have ended; `None` without a deadline, negative after it.
+
+    For a plugin's code, in any isolation: what is left of the call that it is in. (The name is grpcio's.)
+    """
+    end = _ends.get()
+    return None if end is None else end - time.monotonic()
+
+
 def end_of_calls(timeout: float | None) -> float | None:
     """When a call that begins now has to have ended, on the clock of `time.monotonic`; `None` for no limit.
 

@@ -508,17 +508,20 @@ def _is_message_class(cls: type) -> bool:
     return module is not None and issubclass(cls, module.Message)
 
 
-def misfit(shape: Shape, value: Any, where: str) -> str | None:
-    """Whether a value can travel as a shape, without encoding it. Used for the defaults of parameters.
+def misfit(shape: Shape, value: Any, where: str) -> Exception | None:
+    """Whether a value can travel as a shape, without encoding it: for the defaults of parameters, and for arguments
+    that were refused.
 
     :param where: how to call the value, e.g. ``"the default"``.
-    :returns: what is wrong, or `None`.
+    :returns: a `TypeError`, `ValueError` or `OverflowError` that says what is wrong; `None` when nothing is.
     """
     match shape:
         case Maybe(item=item):
             return None if value is None else misfit(item, value, where)
         case Reference():
-            return f"{where} is an object to call back; only None can be a default, with `| None` in the hint"
+            return TypeError(
+                f"{where} is an object to call back; only None can be a default, with `| None` in the hint"
+            )
         case Plain(python=python):
             return _plain_misfit(python, value, where)
         case Repeated(accepts=accepts) | Table(accepts=accepts):
@@ -542,21 +545,21 @@ def _parts(shape: Shape, value: Any, where: str) -> Iterator[tuple[Shape, Any, s
             yield from ((item.shape, getattr(value, item.name), f"{where}.{item.name}") for item in fields)
 
 
-def _plain_misfit(python: type, value: Any, where: str) -> str | None:
+def _plain_misfit(python: type, value: Any, where: str) -> Exception | None:
     accepted: Any = (int, float) if python is float else python
     if not isinstance(value, accepted):
         return _wrong(where, Plain(python), value)
     if python is int and not INT64_MIN <= value <= INT64_MAX:
-        return f"{where} does not fit into 64 bits"
+        return OverflowError(f"{where} does not fit into 64 bits")
     if python is datetime.datetime and value.utcoffset() is None:
-        return f"{where} is a datetime without a time zone"
+        return ValueError(f"{where} is a datetime without a time zone")
     return None
 
 
-def _wrong(where: str, shape: Shape, value: Any) -> str:
+def _wrong(where: str, shape: Shape, value: Any) -> TypeError:
     if value is None:
-        return f"{where} is None; write `{describe_shape(shape)} | None`"
-    return f"{where} is {describe(type(value))}, not {describe_shape(shape)}"
+        return TypeError(f"{where} is None; write `{describe_shape(shape)} | None`")
+    return TypeError(f"{where} is {describe(type(value))}, not {describe_shape(shape)}")
 
 
 def has_reference(shape: Shape | None) -> bool:

@@ -1,12 +1,13 @@
-"""The rows of the behaviour suite: one plugin in every isolation, language and engine.
+"""The rows of the behaviour suite: one plugin in every isolation, language, protocol and engine.
 
-A behaviour is a test that takes `everything`; it runs unchanged over all rows. Where a row cannot be the same, the test
-asks ``row.differs("id")`` and pins down what happens there instead; the ids, the rows they hold for and the reasons are
-in docs/differences.md and nowhere else. `test_differences.py` holds the two together.
+A behaviour is a test that takes `everything`, or `streaming` if it streams; it runs unchanged over all rows. Where a
+row cannot be the same, the test asks ``row.differs("id")`` and pins down what happens there instead; the ids, the rows
+they hold for and the reasons are in docs/differences.md and nowhere else. `test_differences.py` holds the two together.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 
@@ -27,6 +28,7 @@ from ..conftest import KINDS, MARKER, Baseline, wait_until_nothing_is_left
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).parent / "site"
 PATIENCE = 30.0
+NETRPC = "net/rpc"
 
 sys.path.append(str(SITE))
 
@@ -35,16 +37,27 @@ sys.path.append(str(SITE))
 class Row:
     """One way to run the plugin.
 
-    :param where: what docs/differences.md calls it.
-    :param engine: what carries gRPC on both sides; `None` where nothing does.
+    :param where: what docs/differences.md calls it, whatever its protocol.
+    :param carrier: net/rpc, or the engine that carries gRPC on both sides; `None` where nothing does.
     """
 
     where: str
     isolation: str
-    engine: str | None = None
+    carrier: str | None = None
 
     def __str__(self) -> str:
-        return self.where if self.engine is None else f"{self.where}, {self.engine}"
+        return self.where if self.carrier is None else f"{self.where}, {self.carrier}"
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What docs/differences.md may call it."""
+        if self.netrpc:
+            return frozenset({self.where, NETRPC, f"{self.where} over {NETRPC}"})
+        return frozenset({self.where})
+
+    @property
+    def netrpc(self) -> bool:
+        return self.carrier == NETRPC
 
     @property
     def strict(self) -> bool:
@@ -56,24 +69,25 @@ class Row:
 
     def differs(self, difference: str) -> bool:
         """Whether a documented difference holds for this row."""
-        return self.where in read_differences()[difference]
+        return not self.names.isdisjoint(read_differences()[difference])
 
 
 ROWS = [
     Row("in-process", "in-process"),
     Row("strict in-process", "in-process"),
     *(
-        Row(where, isolation, engine)
+        Row(where, isolation, carrier)
         for where, isolation in (
             ("subprocess", "subprocess"),
             ("external Python", "external"),
             ("external Go", "external"),
         )
-        for engine in ("direct", "grpcio")
+        for carrier in ("direct", "grpcio", NETRPC)
     ),
 ]
 
 
+@functools.cache
 def read_differences() -> dict[str, list[str]]:
     """Difference -> the rows that it holds for, as docs/differences.md has them."""
     found = {}
@@ -85,11 +99,23 @@ def read_differences() -> dict[str, list[str]]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Streams are no question where an interface that has them cannot be loaded, which test_streams.py pins.
+    asked: list[pytest.Item] = []
+    unasked: list[pytest.Item] = []
+    for item in items:
+        refused = _streams(item) and item.callspec.params["row"].differs("no-streams")
+        (unasked if refused else asked).append(item)
+    items[:] = asked
+    config.hook.pytest_deselected(items=unasked)
     lives_on = pytest.mark.leaves(*KINDS, reason="a row's plugin lives through all its tests; its fixture checks it")
     for item in items:
         if isinstance(item, pytest.Function) and "plugin" in item.fixturenames and item.path.parent == SITE.parent:
             item.add_marker(lives_on)
+
+
+def _streams(item: pytest.Item) -> TypeGuard[pytest.Function]:
+    return isinstance(item, pytest.Function) and "streaming" in item.fixturenames and item.path.parent == SITE.parent
 
 
 @pytest.fixture(scope="session", params=ROWS, ids=str)
@@ -99,21 +125,30 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 
 @pytest.fixture(scope="session")
-def plugin(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugin]:
+def row_config(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `plugins.toml` that has the plugin run as in the row."""
+    command = [str(go_build("tests/go/behaviour"))] if row.go else [sys.executable, "-m", "behaviour_plugin"]
+    protocol = "netrpc" if row.netrpc else "grpc"
+    config = tmp_path_factory.mktemp("behaviour") / "plugins.toml"
+    config.write_text(
+        '[host]\nplugins = "behaviour_sdk:CALLS_ALONE"\n'
+        "[plugins.everything]\n"
+        'entry_point = "behaviour_plugin:Everything"\n'
+        f"command = {command}\n"
+        f'env = {{ PYTHONPATH = "{SITE}", BEHAVIOUR_PROTOCOL = "{protocol}" }}\n'
+        f'isolation = "{row.isolation}"\n'
+        f'protocols = ["{protocol}"]\n'
+        f"strict = {str(row.strict).lower()}\n"
+    )
+    return config
+
+
+@pytest.fixture(scope="session")
+def plugin(row: Row, row_config: Path) -> Iterator[Plugin]:
     from behaviour_sdk import HANDSHAKE, PLUGINS
 
     from hybridload import Loader
 
-    command = [str(go_build("tests/go/behaviour"))] if row.go else [sys.executable, "-m", "behaviour_plugin"]
-    config = tmp_path_factory.mktemp("behaviour") / "plugins.toml"
-    config.write_text(
-        "[plugins.everything]\n"
-        'entry_point = "behaviour_plugin:Everything"\n'
-        f"command = {command}\n"
-        f'env = {{ PYTHONPATH = "{SITE}" }}\n'
-        f'isolation = "{row.isolation}"\n'
-        f"strict = {str(row.strict).lower()}\n"
-    )
     folder = Path(tempfile.mkdtemp(prefix="hl-", dir="/tmp"))
     before = Baseline.take(uuid.uuid4().hex, folder)
     with ExitStack() as stack:
@@ -122,10 +157,13 @@ def plugin(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.T
             patch.setenv(MARKER, before.marker)
             patch.setenv("TMPDIR", str(folder))
             patch.setattr(tempfile, "tempdir", str(folder))
-            if row.engine is not None:
-                patch.setenv("HYBRIDLOAD_ENGINE", row.engine)
-            loader = stack.enter_context(Loader(PLUGINS, handshake=HANDSHAKE, config=config))
+            if row.carrier is not None and not row.netrpc:
+                patch.setenv("HYBRIDLOAD_ENGINE", row.carrier)
+            # What describes Go types has to be given by name, as the config does it.
+            plugins = None if row.netrpc else PLUGINS
+            loader = stack.enter_context(Loader(plugins, handshake=HANDSHAKE, config=row_config))
             everything = loader.load("everything")
+        assert loader.status("everything").protocol == (row.carrier and ("netrpc" if row.netrpc else "grpc"))
         yield Plugin(everything, folder)
     left = wait_until_nothing_is_left(before, KINDS)
     shutil.rmtree(folder)
@@ -143,6 +181,20 @@ def everything(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The plugin of the row."""
     monkeypatch.setattr(tempfile, "tempdir", str(plugin.folder))
     return plugin.everything
+
+
+@pytest.fixture
+def streaming(everything: Any) -> Any:
+    """The plugin of the row, for a behaviour that streams."""
+    return everything
+
+
+def ended_with_its_caller(everything: Any, row: Row, key: str) -> bool:
+    """Whether `forever` has ended by now, because nobody waited for it; where it goes on, whether it did until now."""
+    if row.differs("no-cancelling"):
+        everything.release(key)
+        return bool(everything.ended(f"{key} to its end"))
+    return bool(everything.ended(key))
 
 
 @pytest.fixture

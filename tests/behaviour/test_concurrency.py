@@ -6,6 +6,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from .conftest import Row, ended_with_its_caller
+
 
 def test_calls_of_several_threads_run_side_by_side(everything: Any, key: str) -> None:
     """Each waits for all the others: one after the other they would never end."""
@@ -22,13 +24,13 @@ def test_every_call_gets_its_own_answer(everything: Any) -> None:
         assert all(pool.map(calls, range(8)))
 
 
-def test_streams_and_calls_do_not_wait_for_each_other(everything: Any, key: str) -> None:
-    streams = [everything.endless(f"{key} {number}") for number in range(20)]
+def test_streams_and_calls_do_not_wait_for_each_other(streaming: Any, key: str) -> None:
+    streams = [streaming.endless(f"{key} {number}") for number in range(20)]
     assert [next(stream) for stream in streams] == [0] * 20
-    assert everything.echo_text("through") == "through"
+    assert streaming.echo_text("through") == "through"
     for number, stream in enumerate(streams):
         stream.close()
-        assert everything.ended(f"{key} {number}")
+        assert streaming.ended(f"{key} {number}")
 
 
 def test_a_held_call_holds_no_other(everything: Any, key: str) -> None:
@@ -40,7 +42,7 @@ def test_a_held_call_holds_no_other(everything: Any, key: str) -> None:
         assert held.result() is None
 
 
-def test_the_event_loop_runs_on_while_a_call_is_awaited(everything: Any, key: str) -> None:
+def test_the_event_loop_runs_on_while_a_call_is_awaited(everything: Any, row: Row, key: str) -> None:
     async def both() -> str:
         waiting = asyncio.create_task(everything.forever(key))
         assert await asyncio.to_thread(everything.ended, f"{key} begun")
@@ -49,4 +51,4 @@ def test_the_event_loop_runs_on_while_a_call_is_awaited(everything: Any, key: st
         return answer
 
     assert asyncio.run(both()) == "meanwhile"
-    assert everything.ended(key)
+    assert ended_with_its_caller(everything, row, key)

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from behaviour_sdk import Colour, Everything, Line, Parcel
+from behaviour_sdk import Calls, Colour, Everything, Line, Parcel
 
 from .conftest import Row
 
-TOKYO = timezone(timedelta(hours=9))
+TOKYO = timezone(timedelta(hours=9), "JST")
 NOON = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -66,7 +66,7 @@ def parcel(**changes: Any) -> Parcel:
         ("maybe", ""),
         ("maybe", "here"),
         ("parcel", parcel()),
-        ("parcel", parcel(inner=parcel(inner=parcel(note="deep")), note="")),
+        ("parcel", parcel(inner=parcel(inner=parcel(note="deep")), note="note")),
         ("parcel", parcel(number=0, label="", lines=[], by_name={}, photo=b"", fragile=False, colour=Colour.RED)),
     ],
     ids=lambda value: repr(value)[:30] if not isinstance(value, str) else value[:10],
@@ -78,6 +78,12 @@ def test_a_value_comes_back_as_it_was(everything: Any, method: str, value: objec
     assert math.copysign(1, returned) == math.copysign(1, value) if isinstance(value, float) else True
 
 
+def test_an_optional_field_tells_empty_from_absent(everything: Any, row: Row) -> None:
+    returned = everything.echo_parcel(parcel(note="", inner=parcel()))
+    assert returned.inner == parcel()
+    assert returned.note == (None if row.differs("empty-optionals") else "")
+
+
 def test_not_a_number_comes_back_as_such(everything: Any) -> None:
     assert math.isnan(everything.echo_ratio(math.nan))
 
@@ -86,7 +92,10 @@ def test_a_moment_keeps_its_meaning_in_any_zone(everything: Any, row: Row) -> No
     moment = datetime(2024, 1, 1, 8, tzinfo=TOKYO)
     returned = everything.echo_moment(moment)
     assert returned == moment
-    assert returned.tzinfo is (TOKYO if row.differs("zones") else UTC)
+    if row.differs("offsets"):
+        assert (returned.utcoffset(), returned.tzname()) == (timedelta(hours=9), "UTC+09:00")
+    else:
+        assert returned.tzinfo is (TOKYO if row.differs("zones") else UTC)
 
 
 def test_defaults_are_the_interfaces(everything: Any) -> None:
@@ -150,5 +159,5 @@ def test_a_value_that_is_not_what_the_hint_says_is_refused(
             call(value)
 
 
-def test_the_object_is_an_instance_of_the_interface(everything: Any) -> None:
-    assert Everything in type(everything).__mro__
+def test_the_object_is_an_instance_of_the_interface(everything: Any, row: Row) -> None:
+    assert (Calls if row.differs("no-streams") else Everything) in type(everything).__mro__

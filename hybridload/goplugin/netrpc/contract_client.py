@@ -14,7 +14,7 @@ from hybridload.contract.hints import misfit
 from hybridload.goplugin.grpc.contract_client import named_stub
 from hybridload.goplugin.netrpc.client import NetRPCClient, PendingCall
 from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
-from hybridload.goplugin.netrpc.gob import ANYTHING, GobError
+from hybridload.goplugin.netrpc.gob import GobError
 from hybridload.goplugin.netrpc.rpc import Reply
 from hybridload.goplugin.streams.base import StreamError
 
@@ -60,14 +60,15 @@ def contract_methods(
 def _unary(client: NetRPCClient, travelling: Travelling, context: CallContext) -> Any:
     bind, pack, exchange = binder(travelling.method), travelling.pack, client.exchange
     name, limit = f"Plugin.{travelling.name}", context.timeout
-    argument_type, reply_type = travelling.argument_type, travelling.reply_expected
+    argument_type, none_type = travelling.argument_type, travelling.none_type
+    reply_type = travelling.reply_expected
 
     def call(*args: Any, **kwargs: Any) -> Any:
         values = bind(args, kwargs)
         argument = pack(values)
         timeout = limit()
         try:
-            reply = exchange(name, argument, ANYTHING if argument is None else argument_type, reply_type, timeout)
+            reply = exchange(name, argument, none_type if argument is None else argument_type, reply_type, timeout)
         except GobError as error:
             failure = _refusal(travelling.method, values, error)
         except _BROKEN as error:
@@ -89,7 +90,7 @@ def _async_unary(client: NetRPCClient, travelling: Travelling, context: CallCont
         values = bind(args, kwargs)
         argument = pack(values)
         timeout = context.timeout()
-        argument_type = ANYTHING if argument is None else travelling.argument_type
+        argument_type = travelling.none_type if argument is None else travelling.argument_type
         try:
             async with asyncio.timeout(timeout):
                 reply = await _answer(client, name, argument, argument_type, travelling.reply_expected)
@@ -137,5 +138,5 @@ def _refusal(method: Method, values: Sequence[Any], error: GobError) -> Exceptio
     for parameter, value in zip(method.parameters, values, strict=True):
         wrong = misfit(parameter.shape, value, f"argument {parameter.name!r}")
         if wrong is not None:
-            return TypeError(f"{method.name}() {wrong}")
+            return type(wrong)(f"{method.name}() {wrong}")
     return ValueError(f"{method.name}() {error}")

@@ -3,8 +3,7 @@
 The rules are those of `contract.netrpc`; Go types follow from the shapes that the contract read its hints into, with
 whatever descriptions `Annotated` holds. In addition:
 
-- `None`, as the only argument or as the reply, is a nil interface, whatever the type: gob has no nil pointer outside
-  of a struct.
+- `None`, as the only argument or as the reply, is a nil interface: gob has no nil pointer outside of a struct.
 - Inside a ``map[string]interface{}`` a value needs its type's registered name. Types made of Go's basic ones have one
   by themselves; a dataclass has the one under which it was registered, else ``main.<Class>``, as in a Go program of
   one package.
@@ -14,6 +13,7 @@ whatever descriptions `Annotated` holds. In addition:
 from __future__ import annotations
 
 import datetime
+import enum
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -37,6 +37,7 @@ from hybridload.contract.hints import (
 from hybridload.contract.netrpc import NetRPC, NetRPCMethod
 from hybridload.errors import ContractError
 from hybridload.goplugin.netrpc.gob import (
+    ANYTHING,
     Adapted,
     Array,
     Bool,
@@ -79,6 +80,7 @@ class Travelling:
 
     :param name: in Go, without the service.
     :param argument_type: what the one argument is sent as, unless it is `None`.
+    :param none_type: what `None` is sent as: a nil interface where it may be given at all.
     :param pack: the values of the parameters, in their order -> the argument.
     :param receive_type: what an argument is received as; `None` passes it over.
     :param unpack: the argument -> what to call the method with.
@@ -90,6 +92,7 @@ class Travelling:
     method: Method
     name: str
     argument_type: GoType
+    none_type: GoType
     pack: Callable[[Sequence[Any]], Any]
     receive_type: GoType | None
     unpack: Callable[[Any], Arguments]
@@ -151,6 +154,7 @@ class Conventions:
             method,
             declared.name or method.wire_name,
             argument_type,
+            ANYTHING if _may_be_nil(argument_type) else argument_type,
             pack,
             receive_type,
             unpack,
@@ -240,7 +244,7 @@ class Conventions:
                 assert found is not None
                 return found
             case Enumeration(python=python):
-                return enum_type(python)
+                return _members_alone(python)
             case Repeated(item=item, builds=builds):
                 elem = Slice(self._type(item, _at(inner, 0)))
                 return elem if builds is list else Adapted(elem, builds, list)
@@ -288,6 +292,8 @@ class Conventions:
             name, bare = bare.name, bare.type
         else:
             name = self._name(bare)
+        if not _may_be_nil(go_type):
+            return lambda value: GobValue(name, value, bare)
         return lambda value: None if value is None else GobValue(name, value, bare)
 
     def _name(self, go_type: GoType) -> str:
@@ -361,6 +367,23 @@ def _same(value: Any) -> Any:
 
 def _pointed(go_type: GoType) -> GoType:
     return go_type.target if isinstance(go_type, Pointer) else go_type
+
+
+def _may_be_nil(go_type: GoType) -> bool:
+    return isinstance(go_type, Pointer | Interface | Registered)
+
+
+def _members_alone(python: type[enum.Enum]) -> GoType:
+    """The Go type of an enumeration. Its members' values are no members, here as little as in Python."""
+    values = enum_type(python)
+    assert isinstance(values, Adapted)
+
+    def dump(member: Any) -> Any:
+        if not isinstance(member, python):
+            raise TypeError(f"it is no {python.__qualname__}")
+        return member.value
+
+    return Adapted(values.type, values.load, dump)
 
 
 def _zero(go_type: GoType) -> Callable[[], Any]:

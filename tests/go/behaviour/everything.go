@@ -298,8 +298,13 @@ func (*everything) SlowText(_ context.Context, r *pb.SlowTextRequest) (*pb.SlowT
 func (e *everything) Forever(ctx context.Context, r *pb.ForeverRequest) (*pb.ForeverResponse, error) {
 	e.set(r.Key + " begun")
 	defer e.set(r.Key)
-	<-ctx.Done()
-	return nil, status.FromContextError(ctx.Err()).Err()
+	select {
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case <-e.event(r.Key + " release"):
+		e.set(r.Key + " to its end")
+		return &pb.ForeverResponse{}, nil
+	}
 }
 
 func (e *everything) SlowFail(_ context.Context, r *pb.SlowFailRequest) (*pb.SlowFailResponse, error) {

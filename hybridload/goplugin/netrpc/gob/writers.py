@@ -1,7 +1,9 @@
 """Compiles a declared Go type into a function that appends a value of it to a message.
 
 Inside a struct, what is zero in Go is left out: false, 0, 0.0 (and -0.0), empty strings and slices, `None` for pointers
-and interfaces. Anywhere else everything is written. Arrays, structs and maps, even empty ones, are always written.
+and interfaces. Anywhere else everything is written. Arrays, structs and maps, even empty ones, are always written. What
+a pointer points to is as well: Go's own encoder leaves a zero out there, which then arrives as nil, but its decoder
+takes it for what it is.
 Values are checked as they are written: gob would carry a wrong one silently, or Go would refuse it with less to say.
 """
 
@@ -142,13 +144,11 @@ class Writers:
 def _empty(go_type: GoType) -> tuple[type, ...]:
     """The Python types of which a false value is the Go type's zero value, which a struct leaves out."""
     match go_type:
-        case Pointer(target):
-            return (*_empty(target), _NONE)
         case Adapted(inner, _, _):
             return _empty(inner)
         case Deferred():
             return _empty(go_type.type)
-        case Interface() | Registered() | Encoded():
+        case Pointer() | Interface() | Registered() | Encoded():
             return (_NONE,)
         case Bool():
             return (bool,)

@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 
 from behaviour_sdk import Colour, Counter, Listener, OutOfStock, Parcel, Peer
@@ -23,6 +23,7 @@ class Foreign(Exception):
 class Everything:
     def __init__(self) -> None:
         self._events: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._releases: dict[str, Callable[[], object]] = {}
         self._barriers: dict[str, threading.Barrier] = {}
         self._lock = threading.Lock()
         self._kept: Listener | None = None
@@ -135,9 +136,12 @@ class Everything:
         return value
 
     async def forever(self, key: str) -> None:
+        loop, released = asyncio.get_running_loop(), asyncio.Event()
+        self._releases[key] = lambda: loop.call_soon_threadsafe(released.set)
         try:
             self._events[f"{key} begun"].set()
-            await asyncio.Event().wait()
+            await released.wait()
+            self._events[f"{key} to its end"].set()
         finally:
             self._events[key].set()
 
@@ -217,6 +221,7 @@ class Everything:
 
     def release(self, key: str) -> None:
         self._events[f"{key} release"].set()
+        self._releases.pop(key, lambda: None)()
 
     def ended(self, key: str) -> bool:
         return self._events[key].wait(PATIENCE)

@@ -1,8 +1,16 @@
-"""The plugin as a program that any go-plugin host can start."""
+"""The plugin as a program that any go-plugin host can start; over net/rpc with BEHAVIOUR_PROTOCOL=netrpc."""
 
-from behaviour_sdk import HANDSHAKE, PLUGINS
+import os
+
+from behaviour_sdk import CALLS_ALONE, HANDSHAKE, PLUGINS
 
 from behaviour_plugin import Everything
 from hybridload import serve
 
-serve(PLUGINS, {"everything": Everything()}, handshake=HANDSHAKE)
+protocol = os.environ.get("BEHAVIOUR_PROTOCOL", "grpc")
+serve(
+    CALLS_ALONE if protocol == "netrpc" else PLUGINS,
+    {"everything": Everything()},
+    handshake=HANDSHAKE,
+    protocols=protocol,
+)

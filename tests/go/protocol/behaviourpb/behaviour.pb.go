@@ -1584,646 +1584,6 @@ func (*NothingResponse) Descriptor() ([]byte, []int) {
 	return file_behaviour_proto_rawDescGZIP(), []int{31}
 }
 
-type CountRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Start         int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
-	Stop          int64                  `protobuf:"varint,2,opt,name=stop,proto3" json:"stop,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CountRequest) Reset() {
-	*x = CountRequest{}
-	mi := &file_behaviour_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CountRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CountRequest) ProtoMessage() {}
-
-func (x *CountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CountRequest.ProtoReflect.Descriptor instead.
-func (*CountRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *CountRequest) GetStart() int64 {
-	if x != nil {
-		return x.Start
-	}
-	return 0
-}
-
-func (x *CountRequest) GetStop() int64 {
-	if x != nil {
-		return x.Stop
-	}
-	return 0
-}
-
-type CountResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CountResponse) Reset() {
-	*x = CountResponse{}
-	mi := &file_behaviour_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CountResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CountResponse) ProtoMessage() {}
-
-func (x *CountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CountResponse.ProtoReflect.Descriptor instead.
-func (*CountResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *CountResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type CountThenFailRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Good          int64                  `protobuf:"varint,1,opt,name=good,proto3" json:"good,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CountThenFailRequest) Reset() {
-	*x = CountThenFailRequest{}
-	mi := &file_behaviour_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CountThenFailRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CountThenFailRequest) ProtoMessage() {}
-
-func (x *CountThenFailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CountThenFailRequest.ProtoReflect.Descriptor instead.
-func (*CountThenFailRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *CountThenFailRequest) GetGood() int64 {
-	if x != nil {
-		return x.Good
-	}
-	return 0
-}
-
-type CountThenFailResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CountThenFailResponse) Reset() {
-	*x = CountThenFailResponse{}
-	mi := &file_behaviour_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CountThenFailResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CountThenFailResponse) ProtoMessage() {}
-
-func (x *CountThenFailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CountThenFailResponse.ProtoReflect.Descriptor instead.
-func (*CountThenFailResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *CountThenFailResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type EndlessRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *EndlessRequest) Reset() {
-	*x = EndlessRequest{}
-	mi := &file_behaviour_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *EndlessRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*EndlessRequest) ProtoMessage() {}
-
-func (x *EndlessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use EndlessRequest.ProtoReflect.Descriptor instead.
-func (*EndlessRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *EndlessRequest) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-type EndlessResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *EndlessResponse) Reset() {
-	*x = EndlessResponse{}
-	mi := &file_behaviour_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *EndlessResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*EndlessResponse) ProtoMessage() {}
-
-func (x *EndlessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use EndlessResponse.ProtoReflect.Descriptor instead.
-func (*EndlessResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *EndlessResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type TotalRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Numbers       int64                  `protobuf:"varint,1,opt,name=numbers,proto3" json:"numbers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TotalRequest) Reset() {
-	*x = TotalRequest{}
-	mi := &file_behaviour_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TotalRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TotalRequest) ProtoMessage() {}
-
-func (x *TotalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TotalRequest.ProtoReflect.Descriptor instead.
-func (*TotalRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *TotalRequest) GetNumbers() int64 {
-	if x != nil {
-		return x.Numbers
-	}
-	return 0
-}
-
-type TotalResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TotalResponse) Reset() {
-	*x = TotalResponse{}
-	mi := &file_behaviour_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TotalResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TotalResponse) ProtoMessage() {}
-
-func (x *TotalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TotalResponse.ProtoReflect.Descriptor instead.
-func (*TotalResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *TotalResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type FirstRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Numbers       int64                  `protobuf:"varint,1,opt,name=numbers,proto3" json:"numbers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FirstRequest) Reset() {
-	*x = FirstRequest{}
-	mi := &file_behaviour_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FirstRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FirstRequest) ProtoMessage() {}
-
-func (x *FirstRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FirstRequest.ProtoReflect.Descriptor instead.
-func (*FirstRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *FirstRequest) GetNumbers() int64 {
-	if x != nil {
-		return x.Numbers
-	}
-	return 0
-}
-
-type FirstResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *FirstResponse) Reset() {
-	*x = FirstResponse{}
-	mi := &file_behaviour_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *FirstResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*FirstResponse) ProtoMessage() {}
-
-func (x *FirstResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use FirstResponse.ProtoReflect.Descriptor instead.
-func (*FirstResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *FirstResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type ScaledRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Factor        int64                  `protobuf:"varint,1,opt,name=factor,proto3" json:"factor,omitempty"`
-	Numbers       int64                  `protobuf:"varint,2,opt,name=numbers,proto3" json:"numbers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ScaledRequest) Reset() {
-	*x = ScaledRequest{}
-	mi := &file_behaviour_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ScaledRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ScaledRequest) ProtoMessage() {}
-
-func (x *ScaledRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ScaledRequest.ProtoReflect.Descriptor instead.
-func (*ScaledRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *ScaledRequest) GetFactor() int64 {
-	if x != nil {
-		return x.Factor
-	}
-	return 0
-}
-
-func (x *ScaledRequest) GetNumbers() int64 {
-	if x != nil {
-		return x.Numbers
-	}
-	return 0
-}
-
-type ScaledResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ScaledResponse) Reset() {
-	*x = ScaledResponse{}
-	mi := &file_behaviour_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ScaledResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ScaledResponse) ProtoMessage() {}
-
-func (x *ScaledResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ScaledResponse.ProtoReflect.Descriptor instead.
-func (*ScaledResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *ScaledResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type UntilRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stop          int64                  `protobuf:"varint,1,opt,name=stop,proto3" json:"stop,omitempty"`
-	Numbers       int64                  `protobuf:"varint,2,opt,name=numbers,proto3" json:"numbers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UntilRequest) Reset() {
-	*x = UntilRequest{}
-	mi := &file_behaviour_proto_msgTypes[44]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UntilRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UntilRequest) ProtoMessage() {}
-
-func (x *UntilRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[44]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UntilRequest.ProtoReflect.Descriptor instead.
-func (*UntilRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{44}
-}
-
-func (x *UntilRequest) GetStop() int64 {
-	if x != nil {
-		return x.Stop
-	}
-	return 0
-}
-
-func (x *UntilRequest) GetNumbers() int64 {
-	if x != nil {
-		return x.Numbers
-	}
-	return 0
-}
-
-type UntilResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *UntilResponse) Reset() {
-	*x = UntilResponse{}
-	mi := &file_behaviour_proto_msgTypes[45]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UntilResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UntilResponse) ProtoMessage() {}
-
-func (x *UntilResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[45]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UntilResponse.ProtoReflect.Descriptor instead.
-func (*UntilResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{45}
-}
-
-func (x *UntilResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
 type TellRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Listener      uint32                 `protobuf:"varint,1,opt,name=listener,proto3" json:"listener,omitempty"`
@@ -2234,7 +1594,7 @@ type TellRequest struct {
 
 func (x *TellRequest) Reset() {
 	*x = TellRequest{}
-	mi := &file_behaviour_proto_msgTypes[46]
+	mi := &file_behaviour_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +1606,7 @@ func (x *TellRequest) String() string {
 func (*TellRequest) ProtoMessage() {}
 
 func (x *TellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[46]
+	mi := &file_behaviour_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +1619,7 @@ func (x *TellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRequest.ProtoReflect.Descriptor instead.
 func (*TellRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{46}
+	return file_behaviour_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TellRequest) GetListener() uint32 {
@@ -2285,7 +1645,7 @@ type TellResponse struct {
 
 func (x *TellResponse) Reset() {
 	*x = TellResponse{}
-	mi := &file_behaviour_proto_msgTypes[47]
+	mi := &file_behaviour_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +1657,7 @@ func (x *TellResponse) String() string {
 func (*TellResponse) ProtoMessage() {}
 
 func (x *TellResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[47]
+	mi := &file_behaviour_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +1670,7 @@ func (x *TellResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellResponse.ProtoReflect.Descriptor instead.
 func (*TellResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{47}
+	return file_behaviour_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TellResponse) GetResult() []string {
@@ -2329,7 +1689,7 @@ type KeepRequest struct {
 
 func (x *KeepRequest) Reset() {
 	*x = KeepRequest{}
-	mi := &file_behaviour_proto_msgTypes[48]
+	mi := &file_behaviour_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +1701,7 @@ func (x *KeepRequest) String() string {
 func (*KeepRequest) ProtoMessage() {}
 
 func (x *KeepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[48]
+	mi := &file_behaviour_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +1714,7 @@ func (x *KeepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepRequest.ProtoReflect.Descriptor instead.
 func (*KeepRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{48}
+	return file_behaviour_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KeepRequest) GetListener() uint32 {
@@ -2372,7 +1732,7 @@ type KeepResponse struct {
 
 func (x *KeepResponse) Reset() {
 	*x = KeepResponse{}
-	mi := &file_behaviour_proto_msgTypes[49]
+	mi := &file_behaviour_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +1744,7 @@ func (x *KeepResponse) String() string {
 func (*KeepResponse) ProtoMessage() {}
 
 func (x *KeepResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[49]
+	mi := &file_behaviour_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +1757,7 @@ func (x *KeepResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepResponse.ProtoReflect.Descriptor instead.
 func (*KeepResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{49}
+	return file_behaviour_proto_rawDescGZIP(), []int{35}
 }
 
 type TellKeptRequest struct {
@@ -2409,7 +1769,7 @@ type TellKeptRequest struct {
 
 func (x *TellKeptRequest) Reset() {
 	*x = TellKeptRequest{}
-	mi := &file_behaviour_proto_msgTypes[50]
+	mi := &file_behaviour_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +1781,7 @@ func (x *TellKeptRequest) String() string {
 func (*TellKeptRequest) ProtoMessage() {}
 
 func (x *TellKeptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[50]
+	mi := &file_behaviour_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +1794,7 @@ func (x *TellKeptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellKeptRequest.ProtoReflect.Descriptor instead.
 func (*TellKeptRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{50}
+	return file_behaviour_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TellKeptRequest) GetText() string {
@@ -2453,7 +1813,7 @@ type TellKeptResponse struct {
 
 func (x *TellKeptResponse) Reset() {
 	*x = TellKeptResponse{}
-	mi := &file_behaviour_proto_msgTypes[51]
+	mi := &file_behaviour_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +1825,7 @@ func (x *TellKeptResponse) String() string {
 func (*TellKeptResponse) ProtoMessage() {}
 
 func (x *TellKeptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[51]
+	mi := &file_behaviour_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +1838,7 @@ func (x *TellKeptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellKeptResponse.ProtoReflect.Descriptor instead.
 func (*TellKeptResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{51}
+	return file_behaviour_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TellKeptResponse) GetResult() string {
@@ -2497,7 +1857,7 @@ type CounterRequest struct {
 
 func (x *CounterRequest) Reset() {
 	*x = CounterRequest{}
-	mi := &file_behaviour_proto_msgTypes[52]
+	mi := &file_behaviour_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +1869,7 @@ func (x *CounterRequest) String() string {
 func (*CounterRequest) ProtoMessage() {}
 
 func (x *CounterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[52]
+	mi := &file_behaviour_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +1882,7 @@ func (x *CounterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterRequest.ProtoReflect.Descriptor instead.
 func (*CounterRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{52}
+	return file_behaviour_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CounterRequest) GetStart() int64 {
@@ -2541,7 +1901,7 @@ type CounterResponse struct {
 
 func (x *CounterResponse) Reset() {
 	*x = CounterResponse{}
-	mi := &file_behaviour_proto_msgTypes[53]
+	mi := &file_behaviour_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +1913,7 @@ func (x *CounterResponse) String() string {
 func (*CounterResponse) ProtoMessage() {}
 
 func (x *CounterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[53]
+	mi := &file_behaviour_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +1926,7 @@ func (x *CounterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterResponse.ProtoReflect.Descriptor instead.
 func (*CounterResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{53}
+	return file_behaviour_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CounterResponse) GetResult() uint32 {
@@ -2586,7 +1946,7 @@ type BounceRequest struct {
 
 func (x *BounceRequest) Reset() {
 	*x = BounceRequest{}
-	mi := &file_behaviour_proto_msgTypes[54]
+	mi := &file_behaviour_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +1958,7 @@ func (x *BounceRequest) String() string {
 func (*BounceRequest) ProtoMessage() {}
 
 func (x *BounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[54]
+	mi := &file_behaviour_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +1971,7 @@ func (x *BounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BounceRequest.ProtoReflect.Descriptor instead.
 func (*BounceRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{54}
+	return file_behaviour_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BounceRequest) GetPeer() uint32 {
@@ -2637,7 +1997,7 @@ type BounceResponse struct {
 
 func (x *BounceResponse) Reset() {
 	*x = BounceResponse{}
-	mi := &file_behaviour_proto_msgTypes[55]
+	mi := &file_behaviour_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2009,7 @@ func (x *BounceResponse) String() string {
 func (*BounceResponse) ProtoMessage() {}
 
 func (x *BounceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[55]
+	mi := &file_behaviour_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2022,7 @@ func (x *BounceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BounceResponse.ProtoReflect.Descriptor instead.
 func (*BounceResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{55}
+	return file_behaviour_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BounceResponse) GetResult() int64 {
@@ -2681,7 +2041,7 @@ type SlowTextRequest struct {
 
 func (x *SlowTextRequest) Reset() {
 	*x = SlowTextRequest{}
-	mi := &file_behaviour_proto_msgTypes[56]
+	mi := &file_behaviour_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +2053,7 @@ func (x *SlowTextRequest) String() string {
 func (*SlowTextRequest) ProtoMessage() {}
 
 func (x *SlowTextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[56]
+	mi := &file_behaviour_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +2066,7 @@ func (x *SlowTextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowTextRequest.ProtoReflect.Descriptor instead.
 func (*SlowTextRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{56}
+	return file_behaviour_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SlowTextRequest) GetValue() string {
@@ -2725,7 +2085,7 @@ type SlowTextResponse struct {
 
 func (x *SlowTextResponse) Reset() {
 	*x = SlowTextResponse{}
-	mi := &file_behaviour_proto_msgTypes[57]
+	mi := &file_behaviour_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2737,7 +2097,7 @@ func (x *SlowTextResponse) String() string {
 func (*SlowTextResponse) ProtoMessage() {}
 
 func (x *SlowTextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[57]
+	mi := &file_behaviour_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2750,7 +2110,7 @@ func (x *SlowTextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowTextResponse.ProtoReflect.Descriptor instead.
 func (*SlowTextResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{57}
+	return file_behaviour_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SlowTextResponse) GetResult() string {
@@ -2769,7 +2129,7 @@ type ForeverRequest struct {
 
 func (x *ForeverRequest) Reset() {
 	*x = ForeverRequest{}
-	mi := &file_behaviour_proto_msgTypes[58]
+	mi := &file_behaviour_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +2141,7 @@ func (x *ForeverRequest) String() string {
 func (*ForeverRequest) ProtoMessage() {}
 
 func (x *ForeverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[58]
+	mi := &file_behaviour_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +2154,7 @@ func (x *ForeverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForeverRequest.ProtoReflect.Descriptor instead.
 func (*ForeverRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{58}
+	return file_behaviour_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ForeverRequest) GetKey() string {
@@ -2812,7 +2172,7 @@ type ForeverResponse struct {
 
 func (x *ForeverResponse) Reset() {
 	*x = ForeverResponse{}
-	mi := &file_behaviour_proto_msgTypes[59]
+	mi := &file_behaviour_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2184,7 @@ func (x *ForeverResponse) String() string {
 func (*ForeverResponse) ProtoMessage() {}
 
 func (x *ForeverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[59]
+	mi := &file_behaviour_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2197,7 @@ func (x *ForeverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForeverResponse.ProtoReflect.Descriptor instead.
 func (*ForeverResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{59}
+	return file_behaviour_proto_rawDescGZIP(), []int{45}
 }
 
 type SlowFailRequest struct {
@@ -2849,7 +2209,7 @@ type SlowFailRequest struct {
 
 func (x *SlowFailRequest) Reset() {
 	*x = SlowFailRequest{}
-	mi := &file_behaviour_proto_msgTypes[60]
+	mi := &file_behaviour_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +2221,7 @@ func (x *SlowFailRequest) String() string {
 func (*SlowFailRequest) ProtoMessage() {}
 
 func (x *SlowFailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[60]
+	mi := &file_behaviour_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +2234,7 @@ func (x *SlowFailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowFailRequest.ProtoReflect.Descriptor instead.
 func (*SlowFailRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{60}
+	return file_behaviour_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SlowFailRequest) GetHow() string {
@@ -2892,7 +2252,7 @@ type SlowFailResponse struct {
 
 func (x *SlowFailResponse) Reset() {
 	*x = SlowFailResponse{}
-	mi := &file_behaviour_proto_msgTypes[61]
+	mi := &file_behaviour_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +2264,7 @@ func (x *SlowFailResponse) String() string {
 func (*SlowFailResponse) ProtoMessage() {}
 
 func (x *SlowFailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[61]
+	mi := &file_behaviour_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,367 +2277,7 @@ func (x *SlowFailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowFailResponse.ProtoReflect.Descriptor instead.
 func (*SlowFailResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{61}
-}
-
-type SlowTotalRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Numbers       int64                  `protobuf:"varint,1,opt,name=numbers,proto3" json:"numbers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowTotalRequest) Reset() {
-	*x = SlowTotalRequest{}
-	mi := &file_behaviour_proto_msgTypes[62]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowTotalRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowTotalRequest) ProtoMessage() {}
-
-func (x *SlowTotalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[62]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowTotalRequest.ProtoReflect.Descriptor instead.
-func (*SlowTotalRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{62}
-}
-
-func (x *SlowTotalRequest) GetNumbers() int64 {
-	if x != nil {
-		return x.Numbers
-	}
-	return 0
-}
-
-type SlowTotalResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowTotalResponse) Reset() {
-	*x = SlowTotalResponse{}
-	mi := &file_behaviour_proto_msgTypes[63]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowTotalResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowTotalResponse) ProtoMessage() {}
-
-func (x *SlowTotalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[63]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowTotalResponse.ProtoReflect.Descriptor instead.
-func (*SlowTotalResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{63}
-}
-
-func (x *SlowTotalResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type SlowCountRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stop          int64                  `protobuf:"varint,1,opt,name=stop,proto3" json:"stop,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowCountRequest) Reset() {
-	*x = SlowCountRequest{}
-	mi := &file_behaviour_proto_msgTypes[64]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowCountRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowCountRequest) ProtoMessage() {}
-
-func (x *SlowCountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[64]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowCountRequest.ProtoReflect.Descriptor instead.
-func (*SlowCountRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{64}
-}
-
-func (x *SlowCountRequest) GetStop() int64 {
-	if x != nil {
-		return x.Stop
-	}
-	return 0
-}
-
-type SlowCountResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowCountResponse) Reset() {
-	*x = SlowCountResponse{}
-	mi := &file_behaviour_proto_msgTypes[65]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowCountResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowCountResponse) ProtoMessage() {}
-
-func (x *SlowCountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[65]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowCountResponse.ProtoReflect.Descriptor instead.
-func (*SlowCountResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{65}
-}
-
-func (x *SlowCountResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type SlowEndlessRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowEndlessRequest) Reset() {
-	*x = SlowEndlessRequest{}
-	mi := &file_behaviour_proto_msgTypes[66]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowEndlessRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowEndlessRequest) ProtoMessage() {}
-
-func (x *SlowEndlessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[66]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowEndlessRequest.ProtoReflect.Descriptor instead.
-func (*SlowEndlessRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{66}
-}
-
-func (x *SlowEndlessRequest) GetKey() string {
-	if x != nil {
-		return x.Key
-	}
-	return ""
-}
-
-type SlowEndlessResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowEndlessResponse) Reset() {
-	*x = SlowEndlessResponse{}
-	mi := &file_behaviour_proto_msgTypes[67]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowEndlessResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowEndlessResponse) ProtoMessage() {}
-
-func (x *SlowEndlessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[67]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowEndlessResponse.ProtoReflect.Descriptor instead.
-func (*SlowEndlessResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{67}
-}
-
-func (x *SlowEndlessResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
-}
-
-type SlowScaledRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Factor        int64                  `protobuf:"varint,1,opt,name=factor,proto3" json:"factor,omitempty"`
-	Numbers       int64                  `protobuf:"varint,2,opt,name=numbers,proto3" json:"numbers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowScaledRequest) Reset() {
-	*x = SlowScaledRequest{}
-	mi := &file_behaviour_proto_msgTypes[68]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowScaledRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowScaledRequest) ProtoMessage() {}
-
-func (x *SlowScaledRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[68]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowScaledRequest.ProtoReflect.Descriptor instead.
-func (*SlowScaledRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{68}
-}
-
-func (x *SlowScaledRequest) GetFactor() int64 {
-	if x != nil {
-		return x.Factor
-	}
-	return 0
-}
-
-func (x *SlowScaledRequest) GetNumbers() int64 {
-	if x != nil {
-		return x.Numbers
-	}
-	return 0
-}
-
-type SlowScaledResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SlowScaledResponse) Reset() {
-	*x = SlowScaledResponse{}
-	mi := &file_behaviour_proto_msgTypes[69]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SlowScaledResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SlowScaledResponse) ProtoMessage() {}
-
-func (x *SlowScaledResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[69]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SlowScaledResponse.ProtoReflect.Descriptor instead.
-func (*SlowScaledResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{69}
-}
-
-func (x *SlowScaledResponse) GetResult() int64 {
-	if x != nil {
-		return x.Result
-	}
-	return 0
+	return file_behaviour_proto_rawDescGZIP(), []int{47}
 }
 
 type FailRequest struct {
@@ -3289,7 +2289,7 @@ type FailRequest struct {
 
 func (x *FailRequest) Reset() {
 	*x = FailRequest{}
-	mi := &file_behaviour_proto_msgTypes[70]
+	mi := &file_behaviour_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3301,7 +2301,7 @@ func (x *FailRequest) String() string {
 func (*FailRequest) ProtoMessage() {}
 
 func (x *FailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[70]
+	mi := &file_behaviour_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3314,7 +2314,7 @@ func (x *FailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailRequest.ProtoReflect.Descriptor instead.
 func (*FailRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{70}
+	return file_behaviour_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *FailRequest) GetHow() string {
@@ -3332,7 +2332,7 @@ type FailResponse struct {
 
 func (x *FailResponse) Reset() {
 	*x = FailResponse{}
-	mi := &file_behaviour_proto_msgTypes[71]
+	mi := &file_behaviour_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +2344,7 @@ func (x *FailResponse) String() string {
 func (*FailResponse) ProtoMessage() {}
 
 func (x *FailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[71]
+	mi := &file_behaviour_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +2357,7 @@ func (x *FailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailResponse.ProtoReflect.Descriptor instead.
 func (*FailResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{71}
+	return file_behaviour_proto_rawDescGZIP(), []int{49}
 }
 
 type HoldRequest struct {
@@ -3369,7 +2369,7 @@ type HoldRequest struct {
 
 func (x *HoldRequest) Reset() {
 	*x = HoldRequest{}
-	mi := &file_behaviour_proto_msgTypes[72]
+	mi := &file_behaviour_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3381,7 +2381,7 @@ func (x *HoldRequest) String() string {
 func (*HoldRequest) ProtoMessage() {}
 
 func (x *HoldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[72]
+	mi := &file_behaviour_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3394,7 +2394,7 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{72}
+	return file_behaviour_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *HoldRequest) GetKey() string {
@@ -3412,7 +2412,7 @@ type HoldResponse struct {
 
 func (x *HoldResponse) Reset() {
 	*x = HoldResponse{}
-	mi := &file_behaviour_proto_msgTypes[73]
+	mi := &file_behaviour_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3424,7 +2424,7 @@ func (x *HoldResponse) String() string {
 func (*HoldResponse) ProtoMessage() {}
 
 func (x *HoldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[73]
+	mi := &file_behaviour_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3437,7 +2437,7 @@ func (x *HoldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
 func (*HoldResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{73}
+	return file_behaviour_proto_rawDescGZIP(), []int{51}
 }
 
 type ReleaseRequest struct {
@@ -3449,7 +2449,7 @@ type ReleaseRequest struct {
 
 func (x *ReleaseRequest) Reset() {
 	*x = ReleaseRequest{}
-	mi := &file_behaviour_proto_msgTypes[74]
+	mi := &file_behaviour_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3461,7 +2461,7 @@ func (x *ReleaseRequest) String() string {
 func (*ReleaseRequest) ProtoMessage() {}
 
 func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[74]
+	mi := &file_behaviour_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3474,7 +2474,7 @@ func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{74}
+	return file_behaviour_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ReleaseRequest) GetKey() string {
@@ -3492,7 +2492,7 @@ type ReleaseResponse struct {
 
 func (x *ReleaseResponse) Reset() {
 	*x = ReleaseResponse{}
-	mi := &file_behaviour_proto_msgTypes[75]
+	mi := &file_behaviour_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3504,7 +2504,7 @@ func (x *ReleaseResponse) String() string {
 func (*ReleaseResponse) ProtoMessage() {}
 
 func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[75]
+	mi := &file_behaviour_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3517,7 +2517,7 @@ func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{75}
+	return file_behaviour_proto_rawDescGZIP(), []int{53}
 }
 
 type EndedRequest struct {
@@ -3529,7 +2529,7 @@ type EndedRequest struct {
 
 func (x *EndedRequest) Reset() {
 	*x = EndedRequest{}
-	mi := &file_behaviour_proto_msgTypes[76]
+	mi := &file_behaviour_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3541,7 +2541,7 @@ func (x *EndedRequest) String() string {
 func (*EndedRequest) ProtoMessage() {}
 
 func (x *EndedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[76]
+	mi := &file_behaviour_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3554,7 +2554,7 @@ func (x *EndedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndedRequest.ProtoReflect.Descriptor instead.
 func (*EndedRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{76}
+	return file_behaviour_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *EndedRequest) GetKey() string {
@@ -3573,7 +2573,7 @@ type EndedResponse struct {
 
 func (x *EndedResponse) Reset() {
 	*x = EndedResponse{}
-	mi := &file_behaviour_proto_msgTypes[77]
+	mi := &file_behaviour_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3585,7 +2585,7 @@ func (x *EndedResponse) String() string {
 func (*EndedResponse) ProtoMessage() {}
 
 func (x *EndedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[77]
+	mi := &file_behaviour_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3598,7 +2598,7 @@ func (x *EndedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndedResponse.ProtoReflect.Descriptor instead.
 func (*EndedResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{77}
+	return file_behaviour_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EndedResponse) GetResult() bool {
@@ -3618,7 +2618,7 @@ type MeetRequest struct {
 
 func (x *MeetRequest) Reset() {
 	*x = MeetRequest{}
-	mi := &file_behaviour_proto_msgTypes[78]
+	mi := &file_behaviour_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3630,7 +2630,7 @@ func (x *MeetRequest) String() string {
 func (*MeetRequest) ProtoMessage() {}
 
 func (x *MeetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[78]
+	mi := &file_behaviour_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3643,7 +2643,7 @@ func (x *MeetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetRequest.ProtoReflect.Descriptor instead.
 func (*MeetRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{78}
+	return file_behaviour_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *MeetRequest) GetKey() string {
@@ -3669,7 +2669,7 @@ type MeetResponse struct {
 
 func (x *MeetResponse) Reset() {
 	*x = MeetResponse{}
-	mi := &file_behaviour_proto_msgTypes[79]
+	mi := &file_behaviour_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3681,7 +2681,7 @@ func (x *MeetResponse) String() string {
 func (*MeetResponse) ProtoMessage() {}
 
 func (x *MeetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[79]
+	mi := &file_behaviour_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3694,7 +2694,7 @@ func (x *MeetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeetResponse.ProtoReflect.Descriptor instead.
 func (*MeetResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{79}
+	return file_behaviour_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *MeetResponse) GetResult() int64 {
@@ -3716,7 +2716,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_behaviour_proto_msgTypes[80]
+	mi := &file_behaviour_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3728,7 +2728,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[80]
+	mi := &file_behaviour_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3741,7 +2741,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{80}
+	return file_behaviour_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *LogRequest) GetLogger() string {
@@ -3780,7 +2780,7 @@ type LogResponse struct {
 
 func (x *LogResponse) Reset() {
 	*x = LogResponse{}
-	mi := &file_behaviour_proto_msgTypes[81]
+	mi := &file_behaviour_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +2792,7 @@ func (x *LogResponse) String() string {
 func (*LogResponse) ProtoMessage() {}
 
 func (x *LogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[81]
+	mi := &file_behaviour_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +2805,7 @@ func (x *LogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogResponse.ProtoReflect.Descriptor instead.
 func (*LogResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{81}
+	return file_behaviour_proto_rawDescGZIP(), []int{59}
 }
 
 type LogExceptionRequest struct {
@@ -3817,7 +2817,7 @@ type LogExceptionRequest struct {
 
 func (x *LogExceptionRequest) Reset() {
 	*x = LogExceptionRequest{}
-	mi := &file_behaviour_proto_msgTypes[82]
+	mi := &file_behaviour_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3829,7 +2829,7 @@ func (x *LogExceptionRequest) String() string {
 func (*LogExceptionRequest) ProtoMessage() {}
 
 func (x *LogExceptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[82]
+	mi := &file_behaviour_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3842,7 +2842,7 @@ func (x *LogExceptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogExceptionRequest.ProtoReflect.Descriptor instead.
 func (*LogExceptionRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{82}
+	return file_behaviour_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *LogExceptionRequest) GetMessage() string {
@@ -3860,7 +2860,7 @@ type LogExceptionResponse struct {
 
 func (x *LogExceptionResponse) Reset() {
 	*x = LogExceptionResponse{}
-	mi := &file_behaviour_proto_msgTypes[83]
+	mi := &file_behaviour_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3872,7 +2872,7 @@ func (x *LogExceptionResponse) String() string {
 func (*LogExceptionResponse) ProtoMessage() {}
 
 func (x *LogExceptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[83]
+	mi := &file_behaviour_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3885,7 +2885,7 @@ func (x *LogExceptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogExceptionResponse.ProtoReflect.Descriptor instead.
 func (*LogExceptionResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{83}
+	return file_behaviour_proto_rawDescGZIP(), []int{61}
 }
 
 type WarnRequest struct {
@@ -3897,7 +2897,7 @@ type WarnRequest struct {
 
 func (x *WarnRequest) Reset() {
 	*x = WarnRequest{}
-	mi := &file_behaviour_proto_msgTypes[84]
+	mi := &file_behaviour_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +2909,7 @@ func (x *WarnRequest) String() string {
 func (*WarnRequest) ProtoMessage() {}
 
 func (x *WarnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[84]
+	mi := &file_behaviour_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +2922,7 @@ func (x *WarnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarnRequest.ProtoReflect.Descriptor instead.
 func (*WarnRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{84}
+	return file_behaviour_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *WarnRequest) GetMessage() string {
@@ -3940,7 +2940,7 @@ type WarnResponse struct {
 
 func (x *WarnResponse) Reset() {
 	*x = WarnResponse{}
-	mi := &file_behaviour_proto_msgTypes[85]
+	mi := &file_behaviour_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3952,7 +2952,7 @@ func (x *WarnResponse) String() string {
 func (*WarnResponse) ProtoMessage() {}
 
 func (x *WarnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[85]
+	mi := &file_behaviour_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3965,7 +2965,7 @@ func (x *WarnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarnResponse.ProtoReflect.Descriptor instead.
 func (*WarnResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{85}
+	return file_behaviour_proto_rawDescGZIP(), []int{63}
 }
 
 type SayRequest struct {
@@ -3977,7 +2977,7 @@ type SayRequest struct {
 
 func (x *SayRequest) Reset() {
 	*x = SayRequest{}
-	mi := &file_behaviour_proto_msgTypes[86]
+	mi := &file_behaviour_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +2989,7 @@ func (x *SayRequest) String() string {
 func (*SayRequest) ProtoMessage() {}
 
 func (x *SayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[86]
+	mi := &file_behaviour_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +3002,7 @@ func (x *SayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SayRequest.ProtoReflect.Descriptor instead.
 func (*SayRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{86}
+	return file_behaviour_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *SayRequest) GetText() string {
@@ -4020,7 +3020,7 @@ type SayResponse struct {
 
 func (x *SayResponse) Reset() {
 	*x = SayResponse{}
-	mi := &file_behaviour_proto_msgTypes[87]
+	mi := &file_behaviour_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4032,7 +3032,7 @@ func (x *SayResponse) String() string {
 func (*SayResponse) ProtoMessage() {}
 
 func (x *SayResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[87]
+	mi := &file_behaviour_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4045,7 +3045,7 @@ func (x *SayResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SayResponse.ProtoReflect.Descriptor instead.
 func (*SayResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{87}
+	return file_behaviour_proto_rawDescGZIP(), []int{65}
 }
 
 type PidRequest struct {
@@ -4056,7 +3056,7 @@ type PidRequest struct {
 
 func (x *PidRequest) Reset() {
 	*x = PidRequest{}
-	mi := &file_behaviour_proto_msgTypes[88]
+	mi := &file_behaviour_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +3068,7 @@ func (x *PidRequest) String() string {
 func (*PidRequest) ProtoMessage() {}
 
 func (x *PidRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[88]
+	mi := &file_behaviour_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +3081,7 @@ func (x *PidRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidRequest.ProtoReflect.Descriptor instead.
 func (*PidRequest) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{88}
+	return file_behaviour_proto_rawDescGZIP(), []int{66}
 }
 
 type PidResponse struct {
@@ -4093,7 +3093,7 @@ type PidResponse struct {
 
 func (x *PidResponse) Reset() {
 	*x = PidResponse{}
-	mi := &file_behaviour_proto_msgTypes[89]
+	mi := &file_behaviour_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4105,7 +3105,7 @@ func (x *PidResponse) String() string {
 func (*PidResponse) ProtoMessage() {}
 
 func (x *PidResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_behaviour_proto_msgTypes[89]
+	mi := &file_behaviour_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4118,10 +3118,1010 @@ func (x *PidResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidResponse.ProtoReflect.Descriptor instead.
 func (*PidResponse) Descriptor() ([]byte, []int) {
-	return file_behaviour_proto_rawDescGZIP(), []int{89}
+	return file_behaviour_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PidResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type CountRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
+	Stop          int64                  `protobuf:"varint,2,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountRequest) Reset() {
+	*x = CountRequest{}
+	mi := &file_behaviour_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountRequest) ProtoMessage() {}
+
+func (x *CountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountRequest.ProtoReflect.Descriptor instead.
+func (*CountRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *CountRequest) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *CountRequest) GetStop() int64 {
+	if x != nil {
+		return x.Stop
+	}
+	return 0
+}
+
+type CountResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountResponse) Reset() {
+	*x = CountResponse{}
+	mi := &file_behaviour_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountResponse) ProtoMessage() {}
+
+func (x *CountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountResponse.ProtoReflect.Descriptor instead.
+func (*CountResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *CountResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type CountThenFailRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Good          int64                  `protobuf:"varint,1,opt,name=good,proto3" json:"good,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountThenFailRequest) Reset() {
+	*x = CountThenFailRequest{}
+	mi := &file_behaviour_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountThenFailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountThenFailRequest) ProtoMessage() {}
+
+func (x *CountThenFailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountThenFailRequest.ProtoReflect.Descriptor instead.
+func (*CountThenFailRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *CountThenFailRequest) GetGood() int64 {
+	if x != nil {
+		return x.Good
+	}
+	return 0
+}
+
+type CountThenFailResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountThenFailResponse) Reset() {
+	*x = CountThenFailResponse{}
+	mi := &file_behaviour_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountThenFailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountThenFailResponse) ProtoMessage() {}
+
+func (x *CountThenFailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountThenFailResponse.ProtoReflect.Descriptor instead.
+func (*CountThenFailResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *CountThenFailResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type EndlessRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndlessRequest) Reset() {
+	*x = EndlessRequest{}
+	mi := &file_behaviour_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndlessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndlessRequest) ProtoMessage() {}
+
+func (x *EndlessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndlessRequest.ProtoReflect.Descriptor instead.
+func (*EndlessRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *EndlessRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type EndlessResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndlessResponse) Reset() {
+	*x = EndlessResponse{}
+	mi := &file_behaviour_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndlessResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndlessResponse) ProtoMessage() {}
+
+func (x *EndlessResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndlessResponse.ProtoReflect.Descriptor instead.
+func (*EndlessResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *EndlessResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type TotalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Numbers       int64                  `protobuf:"varint,1,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TotalRequest) Reset() {
+	*x = TotalRequest{}
+	mi := &file_behaviour_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TotalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TotalRequest) ProtoMessage() {}
+
+func (x *TotalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TotalRequest.ProtoReflect.Descriptor instead.
+func (*TotalRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *TotalRequest) GetNumbers() int64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return 0
+}
+
+type TotalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TotalResponse) Reset() {
+	*x = TotalResponse{}
+	mi := &file_behaviour_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TotalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TotalResponse) ProtoMessage() {}
+
+func (x *TotalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TotalResponse.ProtoReflect.Descriptor instead.
+func (*TotalResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *TotalResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type FirstRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Numbers       int64                  `protobuf:"varint,1,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirstRequest) Reset() {
+	*x = FirstRequest{}
+	mi := &file_behaviour_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirstRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirstRequest) ProtoMessage() {}
+
+func (x *FirstRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirstRequest.ProtoReflect.Descriptor instead.
+func (*FirstRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *FirstRequest) GetNumbers() int64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return 0
+}
+
+type FirstResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirstResponse) Reset() {
+	*x = FirstResponse{}
+	mi := &file_behaviour_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirstResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirstResponse) ProtoMessage() {}
+
+func (x *FirstResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirstResponse.ProtoReflect.Descriptor instead.
+func (*FirstResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *FirstResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type ScaledRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Factor        int64                  `protobuf:"varint,1,opt,name=factor,proto3" json:"factor,omitempty"`
+	Numbers       int64                  `protobuf:"varint,2,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScaledRequest) Reset() {
+	*x = ScaledRequest{}
+	mi := &file_behaviour_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScaledRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScaledRequest) ProtoMessage() {}
+
+func (x *ScaledRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScaledRequest.ProtoReflect.Descriptor instead.
+func (*ScaledRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *ScaledRequest) GetFactor() int64 {
+	if x != nil {
+		return x.Factor
+	}
+	return 0
+}
+
+func (x *ScaledRequest) GetNumbers() int64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return 0
+}
+
+type ScaledResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScaledResponse) Reset() {
+	*x = ScaledResponse{}
+	mi := &file_behaviour_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScaledResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScaledResponse) ProtoMessage() {}
+
+func (x *ScaledResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScaledResponse.ProtoReflect.Descriptor instead.
+func (*ScaledResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *ScaledResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type UntilRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stop          int64                  `protobuf:"varint,1,opt,name=stop,proto3" json:"stop,omitempty"`
+	Numbers       int64                  `protobuf:"varint,2,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntilRequest) Reset() {
+	*x = UntilRequest{}
+	mi := &file_behaviour_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntilRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntilRequest) ProtoMessage() {}
+
+func (x *UntilRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntilRequest.ProtoReflect.Descriptor instead.
+func (*UntilRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *UntilRequest) GetStop() int64 {
+	if x != nil {
+		return x.Stop
+	}
+	return 0
+}
+
+func (x *UntilRequest) GetNumbers() int64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return 0
+}
+
+type UntilResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UntilResponse) Reset() {
+	*x = UntilResponse{}
+	mi := &file_behaviour_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UntilResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UntilResponse) ProtoMessage() {}
+
+func (x *UntilResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UntilResponse.ProtoReflect.Descriptor instead.
+func (*UntilResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *UntilResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type SlowTotalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Numbers       int64                  `protobuf:"varint,1,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowTotalRequest) Reset() {
+	*x = SlowTotalRequest{}
+	mi := &file_behaviour_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowTotalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowTotalRequest) ProtoMessage() {}
+
+func (x *SlowTotalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowTotalRequest.ProtoReflect.Descriptor instead.
+func (*SlowTotalRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *SlowTotalRequest) GetNumbers() int64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return 0
+}
+
+type SlowTotalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowTotalResponse) Reset() {
+	*x = SlowTotalResponse{}
+	mi := &file_behaviour_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowTotalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowTotalResponse) ProtoMessage() {}
+
+func (x *SlowTotalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowTotalResponse.ProtoReflect.Descriptor instead.
+func (*SlowTotalResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *SlowTotalResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type SlowCountRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stop          int64                  `protobuf:"varint,1,opt,name=stop,proto3" json:"stop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowCountRequest) Reset() {
+	*x = SlowCountRequest{}
+	mi := &file_behaviour_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowCountRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowCountRequest) ProtoMessage() {}
+
+func (x *SlowCountRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowCountRequest.ProtoReflect.Descriptor instead.
+func (*SlowCountRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *SlowCountRequest) GetStop() int64 {
+	if x != nil {
+		return x.Stop
+	}
+	return 0
+}
+
+type SlowCountResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowCountResponse) Reset() {
+	*x = SlowCountResponse{}
+	mi := &file_behaviour_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowCountResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowCountResponse) ProtoMessage() {}
+
+func (x *SlowCountResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowCountResponse.ProtoReflect.Descriptor instead.
+func (*SlowCountResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *SlowCountResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type SlowEndlessRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowEndlessRequest) Reset() {
+	*x = SlowEndlessRequest{}
+	mi := &file_behaviour_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowEndlessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowEndlessRequest) ProtoMessage() {}
+
+func (x *SlowEndlessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowEndlessRequest.ProtoReflect.Descriptor instead.
+func (*SlowEndlessRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *SlowEndlessRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type SlowEndlessResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowEndlessResponse) Reset() {
+	*x = SlowEndlessResponse{}
+	mi := &file_behaviour_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowEndlessResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowEndlessResponse) ProtoMessage() {}
+
+func (x *SlowEndlessResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowEndlessResponse.ProtoReflect.Descriptor instead.
+func (*SlowEndlessResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *SlowEndlessResponse) GetResult() int64 {
+	if x != nil {
+		return x.Result
+	}
+	return 0
+}
+
+type SlowScaledRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Factor        int64                  `protobuf:"varint,1,opt,name=factor,proto3" json:"factor,omitempty"`
+	Numbers       int64                  `protobuf:"varint,2,opt,name=numbers,proto3" json:"numbers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowScaledRequest) Reset() {
+	*x = SlowScaledRequest{}
+	mi := &file_behaviour_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowScaledRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowScaledRequest) ProtoMessage() {}
+
+func (x *SlowScaledRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowScaledRequest.ProtoReflect.Descriptor instead.
+func (*SlowScaledRequest) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *SlowScaledRequest) GetFactor() int64 {
+	if x != nil {
+		return x.Factor
+	}
+	return 0
+}
+
+func (x *SlowScaledRequest) GetNumbers() int64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return 0
+}
+
+type SlowScaledResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Result        int64                  `protobuf:"varint,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlowScaledResponse) Reset() {
+	*x = SlowScaledResponse{}
+	mi := &file_behaviour_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlowScaledResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlowScaledResponse) ProtoMessage() {}
+
+func (x *SlowScaledResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_behaviour_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlowScaledResponse.ProtoReflect.Descriptor instead.
+func (*SlowScaledResponse) Descriptor() ([]byte, []int) {
+	return file_behaviour_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *SlowScaledResponse) GetResult() int64 {
 	if x != nil {
 		return x.Result
 	}
@@ -4224,38 +4224,7 @@ const file_behaviour_proto_rawDesc = "" +
 	"\fGrowResponse\x12\x16\n" +
 	"\x06result\x18\x01 \x01(\x03R\x06result\"\x10\n" +
 	"\x0eNothingRequest\"\x11\n" +
-	"\x0fNothingResponse\"8\n" +
-	"\fCountRequest\x12\x14\n" +
-	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x12\n" +
-	"\x04stop\x18\x02 \x01(\x03R\x04stop\"'\n" +
-	"\rCountResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"*\n" +
-	"\x14CountThenFailRequest\x12\x12\n" +
-	"\x04good\x18\x01 \x01(\x03R\x04good\"/\n" +
-	"\x15CountThenFailResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"\"\n" +
-	"\x0eEndlessRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\")\n" +
-	"\x0fEndlessResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"(\n" +
-	"\fTotalRequest\x12\x18\n" +
-	"\anumbers\x18\x01 \x01(\x03R\anumbers\"'\n" +
-	"\rTotalResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"(\n" +
-	"\fFirstRequest\x12\x18\n" +
-	"\anumbers\x18\x01 \x01(\x03R\anumbers\"'\n" +
-	"\rFirstResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"A\n" +
-	"\rScaledRequest\x12\x16\n" +
-	"\x06factor\x18\x01 \x01(\x03R\x06factor\x12\x18\n" +
-	"\anumbers\x18\x02 \x01(\x03R\anumbers\"(\n" +
-	"\x0eScaledResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"<\n" +
-	"\fUntilRequest\x12\x12\n" +
-	"\x04stop\x18\x01 \x01(\x03R\x04stop\x12\x18\n" +
-	"\anumbers\x18\x02 \x01(\x03R\anumbers\"'\n" +
-	"\rUntilResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"?\n" +
+	"\x0fNothingResponse\"?\n" +
 	"\vTellRequest\x12\x1a\n" +
 	"\blistener\x18\x01 \x01(\rR\blistener\x12\x14\n" +
 	"\x05texts\x18\x02 \x03(\tR\x05texts\"&\n" +
@@ -4286,24 +4255,7 @@ const file_behaviour_proto_rawDesc = "" +
 	"\x0fForeverResponse\"#\n" +
 	"\x0fSlowFailRequest\x12\x10\n" +
 	"\x03how\x18\x01 \x01(\tR\x03how\"\x12\n" +
-	"\x10SlowFailResponse\",\n" +
-	"\x10SlowTotalRequest\x12\x18\n" +
-	"\anumbers\x18\x01 \x01(\x03R\anumbers\"+\n" +
-	"\x11SlowTotalResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"&\n" +
-	"\x10SlowCountRequest\x12\x12\n" +
-	"\x04stop\x18\x01 \x01(\x03R\x04stop\"+\n" +
-	"\x11SlowCountResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"&\n" +
-	"\x12SlowEndlessRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"-\n" +
-	"\x13SlowEndlessResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"E\n" +
-	"\x11SlowScaledRequest\x12\x16\n" +
-	"\x06factor\x18\x01 \x01(\x03R\x06factor\x12\x18\n" +
-	"\anumbers\x18\x02 \x01(\x03R\anumbers\",\n" +
-	"\x12SlowScaledResponse\x12\x16\n" +
-	"\x06result\x18\x01 \x01(\x03R\x06result\"\x1f\n" +
+	"\x10SlowFailResponse\"\x1f\n" +
 	"\vFailRequest\x12\x10\n" +
 	"\x03how\x18\x01 \x01(\tR\x03how\"\x0e\n" +
 	"\fFailResponse\"\x1f\n" +
@@ -4345,6 +4297,54 @@ const file_behaviour_proto_rawDesc = "" +
 	"\n" +
 	"PidRequest\"%\n" +
 	"\vPidResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"8\n" +
+	"\fCountRequest\x12\x14\n" +
+	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x12\n" +
+	"\x04stop\x18\x02 \x01(\x03R\x04stop\"'\n" +
+	"\rCountResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"*\n" +
+	"\x14CountThenFailRequest\x12\x12\n" +
+	"\x04good\x18\x01 \x01(\x03R\x04good\"/\n" +
+	"\x15CountThenFailResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"\"\n" +
+	"\x0eEndlessRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\")\n" +
+	"\x0fEndlessResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"(\n" +
+	"\fTotalRequest\x12\x18\n" +
+	"\anumbers\x18\x01 \x01(\x03R\anumbers\"'\n" +
+	"\rTotalResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"(\n" +
+	"\fFirstRequest\x12\x18\n" +
+	"\anumbers\x18\x01 \x01(\x03R\anumbers\"'\n" +
+	"\rFirstResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"A\n" +
+	"\rScaledRequest\x12\x16\n" +
+	"\x06factor\x18\x01 \x01(\x03R\x06factor\x12\x18\n" +
+	"\anumbers\x18\x02 \x01(\x03R\anumbers\"(\n" +
+	"\x0eScaledResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"<\n" +
+	"\fUntilRequest\x12\x12\n" +
+	"\x04stop\x18\x01 \x01(\x03R\x04stop\x12\x18\n" +
+	"\anumbers\x18\x02 \x01(\x03R\anumbers\"'\n" +
+	"\rUntilResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\",\n" +
+	"\x10SlowTotalRequest\x12\x18\n" +
+	"\anumbers\x18\x01 \x01(\x03R\anumbers\"+\n" +
+	"\x11SlowTotalResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"&\n" +
+	"\x10SlowCountRequest\x12\x12\n" +
+	"\x04stop\x18\x01 \x01(\x03R\x04stop\"+\n" +
+	"\x11SlowCountResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"&\n" +
+	"\x12SlowEndlessRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"-\n" +
+	"\x13SlowEndlessResponse\x12\x16\n" +
+	"\x06result\x18\x01 \x01(\x03R\x06result\"E\n" +
+	"\x11SlowScaledRequest\x12\x16\n" +
+	"\x06factor\x18\x01 \x01(\x03R\x06factor\x12\x18\n" +
+	"\anumbers\x18\x02 \x01(\x03R\anumbers\",\n" +
+	"\x12SlowScaledResponse\x12\x16\n" +
 	"\x06result\x18\x01 \x01(\x03R\x06result*;\n" +
 	"\x06Colour\x12\x0e\n" +
 	"\n" +
@@ -4372,14 +4372,7 @@ const file_behaviour_proto_rawDesc = "" +
 	"\tEchoMaybe\x12\x1b.behaviour.EchoMaybeRequest\x1a\x1c.behaviour.EchoMaybeResponse\x12C\n" +
 	"\bDescribe\x12\x1a.behaviour.DescribeRequest\x1a\x1b.behaviour.DescribeResponse\x127\n" +
 	"\x04Grow\x12\x16.behaviour.GrowRequest\x1a\x17.behaviour.GrowResponse\x12@\n" +
-	"\aNothing\x12\x19.behaviour.NothingRequest\x1a\x1a.behaviour.NothingResponse\x12<\n" +
-	"\x05Count\x12\x17.behaviour.CountRequest\x1a\x18.behaviour.CountResponse0\x01\x12T\n" +
-	"\rCountThenFail\x12\x1f.behaviour.CountThenFailRequest\x1a .behaviour.CountThenFailResponse0\x01\x12B\n" +
-	"\aEndless\x12\x19.behaviour.EndlessRequest\x1a\x1a.behaviour.EndlessResponse0\x01\x12<\n" +
-	"\x05Total\x12\x17.behaviour.TotalRequest\x1a\x18.behaviour.TotalResponse(\x01\x12<\n" +
-	"\x05First\x12\x17.behaviour.FirstRequest\x1a\x18.behaviour.FirstResponse(\x01\x12A\n" +
-	"\x06Scaled\x12\x18.behaviour.ScaledRequest\x1a\x19.behaviour.ScaledResponse(\x010\x01\x12>\n" +
-	"\x05Until\x12\x17.behaviour.UntilRequest\x1a\x18.behaviour.UntilResponse(\x010\x01\x127\n" +
+	"\aNothing\x12\x19.behaviour.NothingRequest\x1a\x1a.behaviour.NothingResponse\x127\n" +
 	"\x04Tell\x12\x16.behaviour.TellRequest\x1a\x17.behaviour.TellResponse\x127\n" +
 	"\x04Keep\x12\x16.behaviour.KeepRequest\x1a\x17.behaviour.KeepResponse\x12C\n" +
 	"\bTellKept\x12\x1a.behaviour.TellKeptRequest\x1a\x1b.behaviour.TellKeptResponse\x12@\n" +
@@ -4387,12 +4380,7 @@ const file_behaviour_proto_rawDesc = "" +
 	"\x06Bounce\x12\x18.behaviour.BounceRequest\x1a\x19.behaviour.BounceResponse\x12C\n" +
 	"\bSlowText\x12\x1a.behaviour.SlowTextRequest\x1a\x1b.behaviour.SlowTextResponse\x12@\n" +
 	"\aForever\x12\x19.behaviour.ForeverRequest\x1a\x1a.behaviour.ForeverResponse\x12C\n" +
-	"\bSlowFail\x12\x1a.behaviour.SlowFailRequest\x1a\x1b.behaviour.SlowFailResponse\x12H\n" +
-	"\tSlowTotal\x12\x1b.behaviour.SlowTotalRequest\x1a\x1c.behaviour.SlowTotalResponse(\x01\x12H\n" +
-	"\tSlowCount\x12\x1b.behaviour.SlowCountRequest\x1a\x1c.behaviour.SlowCountResponse0\x01\x12N\n" +
-	"\vSlowEndless\x12\x1d.behaviour.SlowEndlessRequest\x1a\x1e.behaviour.SlowEndlessResponse0\x01\x12M\n" +
-	"\n" +
-	"SlowScaled\x12\x1c.behaviour.SlowScaledRequest\x1a\x1d.behaviour.SlowScaledResponse(\x010\x01\x127\n" +
+	"\bSlowFail\x12\x1a.behaviour.SlowFailRequest\x1a\x1b.behaviour.SlowFailResponse\x127\n" +
 	"\x04Fail\x12\x16.behaviour.FailRequest\x1a\x17.behaviour.FailResponse\x127\n" +
 	"\x04Hold\x12\x16.behaviour.HoldRequest\x1a\x17.behaviour.HoldResponse\x12@\n" +
 	"\aRelease\x12\x19.behaviour.ReleaseRequest\x1a\x1a.behaviour.ReleaseResponse\x12:\n" +
@@ -4402,7 +4390,19 @@ const file_behaviour_proto_rawDesc = "" +
 	"\fLogException\x12\x1e.behaviour.LogExceptionRequest\x1a\x1f.behaviour.LogExceptionResponse\x127\n" +
 	"\x04Warn\x12\x16.behaviour.WarnRequest\x1a\x17.behaviour.WarnResponse\x124\n" +
 	"\x03Say\x12\x15.behaviour.SayRequest\x1a\x16.behaviour.SayResponse\x124\n" +
-	"\x03Pid\x12\x15.behaviour.PidRequest\x1a\x16.behaviour.PidResponseb\x06proto3"
+	"\x03Pid\x12\x15.behaviour.PidRequest\x1a\x16.behaviour.PidResponse\x12<\n" +
+	"\x05Count\x12\x17.behaviour.CountRequest\x1a\x18.behaviour.CountResponse0\x01\x12T\n" +
+	"\rCountThenFail\x12\x1f.behaviour.CountThenFailRequest\x1a .behaviour.CountThenFailResponse0\x01\x12B\n" +
+	"\aEndless\x12\x19.behaviour.EndlessRequest\x1a\x1a.behaviour.EndlessResponse0\x01\x12<\n" +
+	"\x05Total\x12\x17.behaviour.TotalRequest\x1a\x18.behaviour.TotalResponse(\x01\x12<\n" +
+	"\x05First\x12\x17.behaviour.FirstRequest\x1a\x18.behaviour.FirstResponse(\x01\x12A\n" +
+	"\x06Scaled\x12\x18.behaviour.ScaledRequest\x1a\x19.behaviour.ScaledResponse(\x010\x01\x12>\n" +
+	"\x05Until\x12\x17.behaviour.UntilRequest\x1a\x18.behaviour.UntilResponse(\x010\x01\x12H\n" +
+	"\tSlowTotal\x12\x1b.behaviour.SlowTotalRequest\x1a\x1c.behaviour.SlowTotalResponse(\x01\x12H\n" +
+	"\tSlowCount\x12\x1b.behaviour.SlowCountRequest\x1a\x1c.behaviour.SlowCountResponse0\x01\x12N\n" +
+	"\vSlowEndless\x12\x1d.behaviour.SlowEndlessRequest\x1a\x1e.behaviour.SlowEndlessResponse0\x01\x12M\n" +
+	"\n" +
+	"SlowScaled\x12\x1c.behaviour.SlowScaledRequest\x1a\x1d.behaviour.SlowScaledResponse(\x010\x01b\x06proto3"
 
 var (
 	file_behaviour_proto_rawDescOnce sync.Once
@@ -4452,64 +4452,64 @@ var file_behaviour_proto_goTypes = []any{
 	(*GrowResponse)(nil),          // 30: behaviour.GrowResponse
 	(*NothingRequest)(nil),        // 31: behaviour.NothingRequest
 	(*NothingResponse)(nil),       // 32: behaviour.NothingResponse
-	(*CountRequest)(nil),          // 33: behaviour.CountRequest
-	(*CountResponse)(nil),         // 34: behaviour.CountResponse
-	(*CountThenFailRequest)(nil),  // 35: behaviour.CountThenFailRequest
-	(*CountThenFailResponse)(nil), // 36: behaviour.CountThenFailResponse
-	(*EndlessRequest)(nil),        // 37: behaviour.EndlessRequest
-	(*EndlessResponse)(nil),       // 38: behaviour.EndlessResponse
-	(*TotalRequest)(nil),          // 39: behaviour.TotalRequest
-	(*TotalResponse)(nil),         // 40: behaviour.TotalResponse
-	(*FirstRequest)(nil),          // 41: behaviour.FirstRequest
-	(*FirstResponse)(nil),         // 42: behaviour.FirstResponse
-	(*ScaledRequest)(nil),         // 43: behaviour.ScaledRequest
-	(*ScaledResponse)(nil),        // 44: behaviour.ScaledResponse
-	(*UntilRequest)(nil),          // 45: behaviour.UntilRequest
-	(*UntilResponse)(nil),         // 46: behaviour.UntilResponse
-	(*TellRequest)(nil),           // 47: behaviour.TellRequest
-	(*TellResponse)(nil),          // 48: behaviour.TellResponse
-	(*KeepRequest)(nil),           // 49: behaviour.KeepRequest
-	(*KeepResponse)(nil),          // 50: behaviour.KeepResponse
-	(*TellKeptRequest)(nil),       // 51: behaviour.TellKeptRequest
-	(*TellKeptResponse)(nil),      // 52: behaviour.TellKeptResponse
-	(*CounterRequest)(nil),        // 53: behaviour.CounterRequest
-	(*CounterResponse)(nil),       // 54: behaviour.CounterResponse
-	(*BounceRequest)(nil),         // 55: behaviour.BounceRequest
-	(*BounceResponse)(nil),        // 56: behaviour.BounceResponse
-	(*SlowTextRequest)(nil),       // 57: behaviour.SlowTextRequest
-	(*SlowTextResponse)(nil),      // 58: behaviour.SlowTextResponse
-	(*ForeverRequest)(nil),        // 59: behaviour.ForeverRequest
-	(*ForeverResponse)(nil),       // 60: behaviour.ForeverResponse
-	(*SlowFailRequest)(nil),       // 61: behaviour.SlowFailRequest
-	(*SlowFailResponse)(nil),      // 62: behaviour.SlowFailResponse
-	(*SlowTotalRequest)(nil),      // 63: behaviour.SlowTotalRequest
-	(*SlowTotalResponse)(nil),     // 64: behaviour.SlowTotalResponse
-	(*SlowCountRequest)(nil),      // 65: behaviour.SlowCountRequest
-	(*SlowCountResponse)(nil),     // 66: behaviour.SlowCountResponse
-	(*SlowEndlessRequest)(nil),    // 67: behaviour.SlowEndlessRequest
-	(*SlowEndlessResponse)(nil),   // 68: behaviour.SlowEndlessResponse
-	(*SlowScaledRequest)(nil),     // 69: behaviour.SlowScaledRequest
-	(*SlowScaledResponse)(nil),    // 70: behaviour.SlowScaledResponse
-	(*FailRequest)(nil),           // 71: behaviour.FailRequest
-	(*FailResponse)(nil),          // 72: behaviour.FailResponse
-	(*HoldRequest)(nil),           // 73: behaviour.HoldRequest
-	(*HoldResponse)(nil),          // 74: behaviour.HoldResponse
-	(*ReleaseRequest)(nil),        // 75: behaviour.ReleaseRequest
-	(*ReleaseResponse)(nil),       // 76: behaviour.ReleaseResponse
-	(*EndedRequest)(nil),          // 77: behaviour.EndedRequest
-	(*EndedResponse)(nil),         // 78: behaviour.EndedResponse
-	(*MeetRequest)(nil),           // 79: behaviour.MeetRequest
-	(*MeetResponse)(nil),          // 80: behaviour.MeetResponse
-	(*LogRequest)(nil),            // 81: behaviour.LogRequest
-	(*LogResponse)(nil),           // 82: behaviour.LogResponse
-	(*LogExceptionRequest)(nil),   // 83: behaviour.LogExceptionRequest
-	(*LogExceptionResponse)(nil),  // 84: behaviour.LogExceptionResponse
-	(*WarnRequest)(nil),           // 85: behaviour.WarnRequest
-	(*WarnResponse)(nil),          // 86: behaviour.WarnResponse
-	(*SayRequest)(nil),            // 87: behaviour.SayRequest
-	(*SayResponse)(nil),           // 88: behaviour.SayResponse
-	(*PidRequest)(nil),            // 89: behaviour.PidRequest
-	(*PidResponse)(nil),           // 90: behaviour.PidResponse
+	(*TellRequest)(nil),           // 33: behaviour.TellRequest
+	(*TellResponse)(nil),          // 34: behaviour.TellResponse
+	(*KeepRequest)(nil),           // 35: behaviour.KeepRequest
+	(*KeepResponse)(nil),          // 36: behaviour.KeepResponse
+	(*TellKeptRequest)(nil),       // 37: behaviour.TellKeptRequest
+	(*TellKeptResponse)(nil),      // 38: behaviour.TellKeptResponse
+	(*CounterRequest)(nil),        // 39: behaviour.CounterRequest
+	(*CounterResponse)(nil),       // 40: behaviour.CounterResponse
+	(*BounceRequest)(nil),         // 41: behaviour.BounceRequest
+	(*BounceResponse)(nil),        // 42: behaviour.BounceResponse
+	(*SlowTextRequest)(nil),       // 43: behaviour.SlowTextRequest
+	(*SlowTextResponse)(nil),      // 44: behaviour.SlowTextResponse
+	(*ForeverRequest)(nil),        // 45: behaviour.ForeverRequest
+	(*ForeverResponse)(nil),       // 46: behaviour.ForeverResponse
+	(*SlowFailRequest)(nil),       // 47: behaviour.SlowFailRequest
+	(*SlowFailResponse)(nil),      // 48: behaviour.SlowFailResponse
+	(*FailRequest)(nil),           // 49: behaviour.FailRequest
+	(*FailResponse)(nil),          // 50: behaviour.FailResponse
+	(*HoldRequest)(nil),           // 51: behaviour.HoldRequest
+	(*HoldResponse)(nil),          // 52: behaviour.HoldResponse
+	(*ReleaseRequest)(nil),        // 53: behaviour.ReleaseRequest
+	(*ReleaseResponse)(nil),       // 54: behaviour.ReleaseResponse
+	(*EndedRequest)(nil),          // 55: behaviour.EndedRequest
+	(*EndedResponse)(nil),         // 56: behaviour.EndedResponse
+	(*MeetRequest)(nil),           // 57: behaviour.MeetRequest
+	(*MeetResponse)(nil),          // 58: behaviour.MeetResponse
+	(*LogRequest)(nil),            // 59: behaviour.LogRequest
+	(*LogResponse)(nil),           // 60: behaviour.LogResponse
+	(*LogExceptionRequest)(nil),   // 61: behaviour.LogExceptionRequest
+	(*LogExceptionResponse)(nil),  // 62: behaviour.LogExceptionResponse
+	(*WarnRequest)(nil),           // 63: behaviour.WarnRequest
+	(*WarnResponse)(nil),          // 64: behaviour.WarnResponse
+	(*SayRequest)(nil),            // 65: behaviour.SayRequest
+	(*SayResponse)(nil),           // 66: behaviour.SayResponse
+	(*PidRequest)(nil),            // 67: behaviour.PidRequest
+	(*PidResponse)(nil),           // 68: behaviour.PidResponse
+	(*CountRequest)(nil),          // 69: behaviour.CountRequest
+	(*CountResponse)(nil),         // 70: behaviour.CountResponse
+	(*CountThenFailRequest)(nil),  // 71: behaviour.CountThenFailRequest
+	(*CountThenFailResponse)(nil), // 72: behaviour.CountThenFailResponse
+	(*EndlessRequest)(nil),        // 73: behaviour.EndlessRequest
+	(*EndlessResponse)(nil),       // 74: behaviour.EndlessResponse
+	(*TotalRequest)(nil),          // 75: behaviour.TotalRequest
+	(*TotalResponse)(nil),         // 76: behaviour.TotalResponse
+	(*FirstRequest)(nil),          // 77: behaviour.FirstRequest
+	(*FirstResponse)(nil),         // 78: behaviour.FirstResponse
+	(*ScaledRequest)(nil),         // 79: behaviour.ScaledRequest
+	(*ScaledResponse)(nil),        // 80: behaviour.ScaledResponse
+	(*UntilRequest)(nil),          // 81: behaviour.UntilRequest
+	(*UntilResponse)(nil),         // 82: behaviour.UntilResponse
+	(*SlowTotalRequest)(nil),      // 83: behaviour.SlowTotalRequest
+	(*SlowTotalResponse)(nil),     // 84: behaviour.SlowTotalResponse
+	(*SlowCountRequest)(nil),      // 85: behaviour.SlowCountRequest
+	(*SlowCountResponse)(nil),     // 86: behaviour.SlowCountResponse
+	(*SlowEndlessRequest)(nil),    // 87: behaviour.SlowEndlessRequest
+	(*SlowEndlessResponse)(nil),   // 88: behaviour.SlowEndlessResponse
+	(*SlowScaledRequest)(nil),     // 89: behaviour.SlowScaledRequest
+	(*SlowScaledResponse)(nil),    // 90: behaviour.SlowScaledResponse
 	nil,                           // 91: behaviour.Parcel.ByNameEntry
 	nil,                           // 92: behaviour.EchoScoresRequest.ValueEntry
 	nil,                           // 93: behaviour.EchoScoresResponse.ResultEntry
@@ -4551,35 +4551,35 @@ var file_behaviour_proto_depIdxs = []int32{
 	27, // 30: behaviour.Everything.Describe:input_type -> behaviour.DescribeRequest
 	29, // 31: behaviour.Everything.Grow:input_type -> behaviour.GrowRequest
 	31, // 32: behaviour.Everything.Nothing:input_type -> behaviour.NothingRequest
-	33, // 33: behaviour.Everything.Count:input_type -> behaviour.CountRequest
-	35, // 34: behaviour.Everything.CountThenFail:input_type -> behaviour.CountThenFailRequest
-	37, // 35: behaviour.Everything.Endless:input_type -> behaviour.EndlessRequest
-	39, // 36: behaviour.Everything.Total:input_type -> behaviour.TotalRequest
-	41, // 37: behaviour.Everything.First:input_type -> behaviour.FirstRequest
-	43, // 38: behaviour.Everything.Scaled:input_type -> behaviour.ScaledRequest
-	45, // 39: behaviour.Everything.Until:input_type -> behaviour.UntilRequest
-	47, // 40: behaviour.Everything.Tell:input_type -> behaviour.TellRequest
-	49, // 41: behaviour.Everything.Keep:input_type -> behaviour.KeepRequest
-	51, // 42: behaviour.Everything.TellKept:input_type -> behaviour.TellKeptRequest
-	53, // 43: behaviour.Everything.Counter:input_type -> behaviour.CounterRequest
-	55, // 44: behaviour.Everything.Bounce:input_type -> behaviour.BounceRequest
-	57, // 45: behaviour.Everything.SlowText:input_type -> behaviour.SlowTextRequest
-	59, // 46: behaviour.Everything.Forever:input_type -> behaviour.ForeverRequest
-	61, // 47: behaviour.Everything.SlowFail:input_type -> behaviour.SlowFailRequest
-	63, // 48: behaviour.Everything.SlowTotal:input_type -> behaviour.SlowTotalRequest
-	65, // 49: behaviour.Everything.SlowCount:input_type -> behaviour.SlowCountRequest
-	67, // 50: behaviour.Everything.SlowEndless:input_type -> behaviour.SlowEndlessRequest
-	69, // 51: behaviour.Everything.SlowScaled:input_type -> behaviour.SlowScaledRequest
-	71, // 52: behaviour.Everything.Fail:input_type -> behaviour.FailRequest
-	73, // 53: behaviour.Everything.Hold:input_type -> behaviour.HoldRequest
-	75, // 54: behaviour.Everything.Release:input_type -> behaviour.ReleaseRequest
-	77, // 55: behaviour.Everything.Ended:input_type -> behaviour.EndedRequest
-	79, // 56: behaviour.Everything.Meet:input_type -> behaviour.MeetRequest
-	81, // 57: behaviour.Everything.Log:input_type -> behaviour.LogRequest
-	83, // 58: behaviour.Everything.LogException:input_type -> behaviour.LogExceptionRequest
-	85, // 59: behaviour.Everything.Warn:input_type -> behaviour.WarnRequest
-	87, // 60: behaviour.Everything.Say:input_type -> behaviour.SayRequest
-	89, // 61: behaviour.Everything.Pid:input_type -> behaviour.PidRequest
+	33, // 33: behaviour.Everything.Tell:input_type -> behaviour.TellRequest
+	35, // 34: behaviour.Everything.Keep:input_type -> behaviour.KeepRequest
+	37, // 35: behaviour.Everything.TellKept:input_type -> behaviour.TellKeptRequest
+	39, // 36: behaviour.Everything.Counter:input_type -> behaviour.CounterRequest
+	41, // 37: behaviour.Everything.Bounce:input_type -> behaviour.BounceRequest
+	43, // 38: behaviour.Everything.SlowText:input_type -> behaviour.SlowTextRequest
+	45, // 39: behaviour.Everything.Forever:input_type -> behaviour.ForeverRequest
+	47, // 40: behaviour.Everything.SlowFail:input_type -> behaviour.SlowFailRequest
+	49, // 41: behaviour.Everything.Fail:input_type -> behaviour.FailRequest
+	51, // 42: behaviour.Everything.Hold:input_type -> behaviour.HoldRequest
+	53, // 43: behaviour.Everything.Release:input_type -> behaviour.ReleaseRequest
+	55, // 44: behaviour.Everything.Ended:input_type -> behaviour.EndedRequest
+	57, // 45: behaviour.Everything.Meet:input_type -> behaviour.MeetRequest
+	59, // 46: behaviour.Everything.Log:input_type -> behaviour.LogRequest
+	61, // 47: behaviour.Everything.LogException:input_type -> behaviour.LogExceptionRequest
+	63, // 48: behaviour.Everything.Warn:input_type -> behaviour.WarnRequest
+	65, // 49: behaviour.Everything.Say:input_type -> behaviour.SayRequest
+	67, // 50: behaviour.Everything.Pid:input_type -> behaviour.PidRequest
+	69, // 51: behaviour.Everything.Count:input_type -> behaviour.CountRequest
+	71, // 52: behaviour.Everything.CountThenFail:input_type -> behaviour.CountThenFailRequest
+	73, // 53: behaviour.Everything.Endless:input_type -> behaviour.EndlessRequest
+	75, // 54: behaviour.Everything.Total:input_type -> behaviour.TotalRequest
+	77, // 55: behaviour.Everything.First:input_type -> behaviour.FirstRequest
+	79, // 56: behaviour.Everything.Scaled:input_type -> behaviour.ScaledRequest
+	81, // 57: behaviour.Everything.Until:input_type -> behaviour.UntilRequest
+	83, // 58: behaviour.Everything.SlowTotal:input_type -> behaviour.SlowTotalRequest
+	85, // 59: behaviour.Everything.SlowCount:input_type -> behaviour.SlowCountRequest
+	87, // 60: behaviour.Everything.SlowEndless:input_type -> behaviour.SlowEndlessRequest
+	89, // 61: behaviour.Everything.SlowScaled:input_type -> behaviour.SlowScaledRequest
 	4,  // 62: behaviour.Everything.EchoParcel:output_type -> behaviour.EchoParcelResponse
 	6,  // 63: behaviour.Everything.EchoText:output_type -> behaviour.EchoTextResponse
 	8,  // 64: behaviour.Everything.EchoNumber:output_type -> behaviour.EchoNumberResponse
@@ -4595,35 +4595,35 @@ var file_behaviour_proto_depIdxs = []int32{
 	28, // 74: behaviour.Everything.Describe:output_type -> behaviour.DescribeResponse
 	30, // 75: behaviour.Everything.Grow:output_type -> behaviour.GrowResponse
 	32, // 76: behaviour.Everything.Nothing:output_type -> behaviour.NothingResponse
-	34, // 77: behaviour.Everything.Count:output_type -> behaviour.CountResponse
-	36, // 78: behaviour.Everything.CountThenFail:output_type -> behaviour.CountThenFailResponse
-	38, // 79: behaviour.Everything.Endless:output_type -> behaviour.EndlessResponse
-	40, // 80: behaviour.Everything.Total:output_type -> behaviour.TotalResponse
-	42, // 81: behaviour.Everything.First:output_type -> behaviour.FirstResponse
-	44, // 82: behaviour.Everything.Scaled:output_type -> behaviour.ScaledResponse
-	46, // 83: behaviour.Everything.Until:output_type -> behaviour.UntilResponse
-	48, // 84: behaviour.Everything.Tell:output_type -> behaviour.TellResponse
-	50, // 85: behaviour.Everything.Keep:output_type -> behaviour.KeepResponse
-	52, // 86: behaviour.Everything.TellKept:output_type -> behaviour.TellKeptResponse
-	54, // 87: behaviour.Everything.Counter:output_type -> behaviour.CounterResponse
-	56, // 88: behaviour.Everything.Bounce:output_type -> behaviour.BounceResponse
-	58, // 89: behaviour.Everything.SlowText:output_type -> behaviour.SlowTextResponse
-	60, // 90: behaviour.Everything.Forever:output_type -> behaviour.ForeverResponse
-	62, // 91: behaviour.Everything.SlowFail:output_type -> behaviour.SlowFailResponse
-	64, // 92: behaviour.Everything.SlowTotal:output_type -> behaviour.SlowTotalResponse
-	66, // 93: behaviour.Everything.SlowCount:output_type -> behaviour.SlowCountResponse
-	68, // 94: behaviour.Everything.SlowEndless:output_type -> behaviour.SlowEndlessResponse
-	70, // 95: behaviour.Everything.SlowScaled:output_type -> behaviour.SlowScaledResponse
-	72, // 96: behaviour.Everything.Fail:output_type -> behaviour.FailResponse
-	74, // 97: behaviour.Everything.Hold:output_type -> behaviour.HoldResponse
-	76, // 98: behaviour.Everything.Release:output_type -> behaviour.ReleaseResponse
-	78, // 99: behaviour.Everything.Ended:output_type -> behaviour.EndedResponse
-	80, // 100: behaviour.Everything.Meet:output_type -> behaviour.MeetResponse
-	82, // 101: behaviour.Everything.Log:output_type -> behaviour.LogResponse
-	84, // 102: behaviour.Everything.LogException:output_type -> behaviour.LogExceptionResponse
-	86, // 103: behaviour.Everything.Warn:output_type -> behaviour.WarnResponse
-	88, // 104: behaviour.Everything.Say:output_type -> behaviour.SayResponse
-	90, // 105: behaviour.Everything.Pid:output_type -> behaviour.PidResponse
+	34, // 77: behaviour.Everything.Tell:output_type -> behaviour.TellResponse
+	36, // 78: behaviour.Everything.Keep:output_type -> behaviour.KeepResponse
+	38, // 79: behaviour.Everything.TellKept:output_type -> behaviour.TellKeptResponse
+	40, // 80: behaviour.Everything.Counter:output_type -> behaviour.CounterResponse
+	42, // 81: behaviour.Everything.Bounce:output_type -> behaviour.BounceResponse
+	44, // 82: behaviour.Everything.SlowText:output_type -> behaviour.SlowTextResponse
+	46, // 83: behaviour.Everything.Forever:output_type -> behaviour.ForeverResponse
+	48, // 84: behaviour.Everything.SlowFail:output_type -> behaviour.SlowFailResponse
+	50, // 85: behaviour.Everything.Fail:output_type -> behaviour.FailResponse
+	52, // 86: behaviour.Everything.Hold:output_type -> behaviour.HoldResponse
+	54, // 87: behaviour.Everything.Release:output_type -> behaviour.ReleaseResponse
+	56, // 88: behaviour.Everything.Ended:output_type -> behaviour.EndedResponse
+	58, // 89: behaviour.Everything.Meet:output_type -> behaviour.MeetResponse
+	60, // 90: behaviour.Everything.Log:output_type -> behaviour.LogResponse
+	62, // 91: behaviour.Everything.LogException:output_type -> behaviour.LogExceptionResponse
+	64, // 92: behaviour.Everything.Warn:output_type -> behaviour.WarnResponse
+	66, // 93: behaviour.Everything.Say:output_type -> behaviour.SayResponse
+	68, // 94: behaviour.Everything.Pid:output_type -> behaviour.PidResponse
+	70, // 95: behaviour.Everything.Count:output_type -> behaviour.CountResponse
+	72, // 96: behaviour.Everything.CountThenFail:output_type -> behaviour.CountThenFailResponse
+	74, // 97: behaviour.Everything.Endless:output_type -> behaviour.EndlessResponse
+	76, // 98: behaviour.Everything.Total:output_type -> behaviour.TotalResponse
+	78, // 99: behaviour.Everything.First:output_type -> behaviour.FirstResponse
+	80, // 100: behaviour.Everything.Scaled:output_type -> behaviour.ScaledResponse
+	82, // 101: behaviour.Everything.Until:output_type -> behaviour.UntilResponse
+	84, // 102: behaviour.Everything.SlowTotal:output_type -> behaviour.SlowTotalResponse
+	86, // 103: behaviour.Everything.SlowCount:output_type -> behaviour.SlowCountResponse
+	88, // 104: behaviour.Everything.SlowEndless:output_type -> behaviour.SlowEndlessResponse
+	90, // 105: behaviour.Everything.SlowScaled:output_type -> behaviour.SlowScaledResponse
 	62, // [62:106] is the sub-list for method output_type
 	18, // [18:62] is the sub-list for method input_type
 	18, // [18:18] is the sub-list for extension type_name

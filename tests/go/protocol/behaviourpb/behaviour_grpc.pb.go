@@ -34,13 +34,6 @@ const (
 	Everything_Describe_FullMethodName      = "/behaviour.Everything/Describe"
 	Everything_Grow_FullMethodName          = "/behaviour.Everything/Grow"
 	Everything_Nothing_FullMethodName       = "/behaviour.Everything/Nothing"
-	Everything_Count_FullMethodName         = "/behaviour.Everything/Count"
-	Everything_CountThenFail_FullMethodName = "/behaviour.Everything/CountThenFail"
-	Everything_Endless_FullMethodName       = "/behaviour.Everything/Endless"
-	Everything_Total_FullMethodName         = "/behaviour.Everything/Total"
-	Everything_First_FullMethodName         = "/behaviour.Everything/First"
-	Everything_Scaled_FullMethodName        = "/behaviour.Everything/Scaled"
-	Everything_Until_FullMethodName         = "/behaviour.Everything/Until"
 	Everything_Tell_FullMethodName          = "/behaviour.Everything/Tell"
 	Everything_Keep_FullMethodName          = "/behaviour.Everything/Keep"
 	Everything_TellKept_FullMethodName      = "/behaviour.Everything/TellKept"
@@ -49,10 +42,6 @@ const (
 	Everything_SlowText_FullMethodName      = "/behaviour.Everything/SlowText"
 	Everything_Forever_FullMethodName       = "/behaviour.Everything/Forever"
 	Everything_SlowFail_FullMethodName      = "/behaviour.Everything/SlowFail"
-	Everything_SlowTotal_FullMethodName     = "/behaviour.Everything/SlowTotal"
-	Everything_SlowCount_FullMethodName     = "/behaviour.Everything/SlowCount"
-	Everything_SlowEndless_FullMethodName   = "/behaviour.Everything/SlowEndless"
-	Everything_SlowScaled_FullMethodName    = "/behaviour.Everything/SlowScaled"
 	Everything_Fail_FullMethodName          = "/behaviour.Everything/Fail"
 	Everything_Hold_FullMethodName          = "/behaviour.Everything/Hold"
 	Everything_Release_FullMethodName       = "/behaviour.Everything/Release"
@@ -63,6 +52,17 @@ const (
 	Everything_Warn_FullMethodName          = "/behaviour.Everything/Warn"
 	Everything_Say_FullMethodName           = "/behaviour.Everything/Say"
 	Everything_Pid_FullMethodName           = "/behaviour.Everything/Pid"
+	Everything_Count_FullMethodName         = "/behaviour.Everything/Count"
+	Everything_CountThenFail_FullMethodName = "/behaviour.Everything/CountThenFail"
+	Everything_Endless_FullMethodName       = "/behaviour.Everything/Endless"
+	Everything_Total_FullMethodName         = "/behaviour.Everything/Total"
+	Everything_First_FullMethodName         = "/behaviour.Everything/First"
+	Everything_Scaled_FullMethodName        = "/behaviour.Everything/Scaled"
+	Everything_Until_FullMethodName         = "/behaviour.Everything/Until"
+	Everything_SlowTotal_FullMethodName     = "/behaviour.Everything/SlowTotal"
+	Everything_SlowCount_FullMethodName     = "/behaviour.Everything/SlowCount"
+	Everything_SlowEndless_FullMethodName   = "/behaviour.Everything/SlowEndless"
+	Everything_SlowScaled_FullMethodName    = "/behaviour.Everything/SlowScaled"
 )
 
 // EverythingClient is the client API for Everything service.
@@ -84,13 +84,6 @@ type EverythingClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
 	Grow(ctx context.Context, in *GrowRequest, opts ...grpc.CallOption) (*GrowResponse, error)
 	Nothing(ctx context.Context, in *NothingRequest, opts ...grpc.CallOption) (*NothingResponse, error)
-	Count(ctx context.Context, in *CountRequest, opts ...grpc.CallOption) (Everything_CountClient, error)
-	CountThenFail(ctx context.Context, in *CountThenFailRequest, opts ...grpc.CallOption) (Everything_CountThenFailClient, error)
-	Endless(ctx context.Context, in *EndlessRequest, opts ...grpc.CallOption) (Everything_EndlessClient, error)
-	Total(ctx context.Context, opts ...grpc.CallOption) (Everything_TotalClient, error)
-	First(ctx context.Context, opts ...grpc.CallOption) (Everything_FirstClient, error)
-	Scaled(ctx context.Context, opts ...grpc.CallOption) (Everything_ScaledClient, error)
-	Until(ctx context.Context, opts ...grpc.CallOption) (Everything_UntilClient, error)
 	Tell(ctx context.Context, in *TellRequest, opts ...grpc.CallOption) (*TellResponse, error)
 	Keep(ctx context.Context, in *KeepRequest, opts ...grpc.CallOption) (*KeepResponse, error)
 	TellKept(ctx context.Context, in *TellKeptRequest, opts ...grpc.CallOption) (*TellKeptResponse, error)
@@ -99,10 +92,6 @@ type EverythingClient interface {
 	SlowText(ctx context.Context, in *SlowTextRequest, opts ...grpc.CallOption) (*SlowTextResponse, error)
 	Forever(ctx context.Context, in *ForeverRequest, opts ...grpc.CallOption) (*ForeverResponse, error)
 	SlowFail(ctx context.Context, in *SlowFailRequest, opts ...grpc.CallOption) (*SlowFailResponse, error)
-	SlowTotal(ctx context.Context, opts ...grpc.CallOption) (Everything_SlowTotalClient, error)
-	SlowCount(ctx context.Context, in *SlowCountRequest, opts ...grpc.CallOption) (Everything_SlowCountClient, error)
-	SlowEndless(ctx context.Context, in *SlowEndlessRequest, opts ...grpc.CallOption) (Everything_SlowEndlessClient, error)
-	SlowScaled(ctx context.Context, opts ...grpc.CallOption) (Everything_SlowScaledClient, error)
 	Fail(ctx context.Context, in *FailRequest, opts ...grpc.CallOption) (*FailResponse, error)
 	Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error)
 	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error)
@@ -113,6 +102,17 @@ type EverythingClient interface {
 	Warn(ctx context.Context, in *WarnRequest, opts ...grpc.CallOption) (*WarnResponse, error)
 	Say(ctx context.Context, in *SayRequest, opts ...grpc.CallOption) (*SayResponse, error)
 	Pid(ctx context.Context, in *PidRequest, opts ...grpc.CallOption) (*PidResponse, error)
+	Count(ctx context.Context, in *CountRequest, opts ...grpc.CallOption) (Everything_CountClient, error)
+	CountThenFail(ctx context.Context, in *CountThenFailRequest, opts ...grpc.CallOption) (Everything_CountThenFailClient, error)
+	Endless(ctx context.Context, in *EndlessRequest, opts ...grpc.CallOption) (Everything_EndlessClient, error)
+	Total(ctx context.Context, opts ...grpc.CallOption) (Everything_TotalClient, error)
+	First(ctx context.Context, opts ...grpc.CallOption) (Everything_FirstClient, error)
+	Scaled(ctx context.Context, opts ...grpc.CallOption) (Everything_ScaledClient, error)
+	Until(ctx context.Context, opts ...grpc.CallOption) (Everything_UntilClient, error)
+	SlowTotal(ctx context.Context, opts ...grpc.CallOption) (Everything_SlowTotalClient, error)
+	SlowCount(ctx context.Context, in *SlowCountRequest, opts ...grpc.CallOption) (Everything_SlowCountClient, error)
+	SlowEndless(ctx context.Context, in *SlowEndlessRequest, opts ...grpc.CallOption) (Everything_SlowEndlessClient, error)
+	SlowScaled(ctx context.Context, opts ...grpc.CallOption) (Everything_SlowScaledClient, error)
 }
 
 type everythingClient struct {
@@ -252,6 +252,168 @@ func (c *everythingClient) Grow(ctx context.Context, in *GrowRequest, opts ...gr
 func (c *everythingClient) Nothing(ctx context.Context, in *NothingRequest, opts ...grpc.CallOption) (*NothingResponse, error) {
 	out := new(NothingResponse)
 	err := c.cc.Invoke(ctx, Everything_Nothing_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Tell(ctx context.Context, in *TellRequest, opts ...grpc.CallOption) (*TellResponse, error) {
+	out := new(TellResponse)
+	err := c.cc.Invoke(ctx, Everything_Tell_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Keep(ctx context.Context, in *KeepRequest, opts ...grpc.CallOption) (*KeepResponse, error) {
+	out := new(KeepResponse)
+	err := c.cc.Invoke(ctx, Everything_Keep_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) TellKept(ctx context.Context, in *TellKeptRequest, opts ...grpc.CallOption) (*TellKeptResponse, error) {
+	out := new(TellKeptResponse)
+	err := c.cc.Invoke(ctx, Everything_TellKept_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Counter(ctx context.Context, in *CounterRequest, opts ...grpc.CallOption) (*CounterResponse, error) {
+	out := new(CounterResponse)
+	err := c.cc.Invoke(ctx, Everything_Counter_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Bounce(ctx context.Context, in *BounceRequest, opts ...grpc.CallOption) (*BounceResponse, error) {
+	out := new(BounceResponse)
+	err := c.cc.Invoke(ctx, Everything_Bounce_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) SlowText(ctx context.Context, in *SlowTextRequest, opts ...grpc.CallOption) (*SlowTextResponse, error) {
+	out := new(SlowTextResponse)
+	err := c.cc.Invoke(ctx, Everything_SlowText_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Forever(ctx context.Context, in *ForeverRequest, opts ...grpc.CallOption) (*ForeverResponse, error) {
+	out := new(ForeverResponse)
+	err := c.cc.Invoke(ctx, Everything_Forever_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) SlowFail(ctx context.Context, in *SlowFailRequest, opts ...grpc.CallOption) (*SlowFailResponse, error) {
+	out := new(SlowFailResponse)
+	err := c.cc.Invoke(ctx, Everything_SlowFail_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Fail(ctx context.Context, in *FailRequest, opts ...grpc.CallOption) (*FailResponse, error) {
+	out := new(FailResponse)
+	err := c.cc.Invoke(ctx, Everything_Fail_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error) {
+	out := new(HoldResponse)
+	err := c.cc.Invoke(ctx, Everything_Hold_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error) {
+	out := new(ReleaseResponse)
+	err := c.cc.Invoke(ctx, Everything_Release_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Ended(ctx context.Context, in *EndedRequest, opts ...grpc.CallOption) (*EndedResponse, error) {
+	out := new(EndedResponse)
+	err := c.cc.Invoke(ctx, Everything_Ended_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Meet(ctx context.Context, in *MeetRequest, opts ...grpc.CallOption) (*MeetResponse, error) {
+	out := new(MeetResponse)
+	err := c.cc.Invoke(ctx, Everything_Meet_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Log(ctx context.Context, in *LogRequest, opts ...grpc.CallOption) (*LogResponse, error) {
+	out := new(LogResponse)
+	err := c.cc.Invoke(ctx, Everything_Log_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) LogException(ctx context.Context, in *LogExceptionRequest, opts ...grpc.CallOption) (*LogExceptionResponse, error) {
+	out := new(LogExceptionResponse)
+	err := c.cc.Invoke(ctx, Everything_LogException_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Warn(ctx context.Context, in *WarnRequest, opts ...grpc.CallOption) (*WarnResponse, error) {
+	out := new(WarnResponse)
+	err := c.cc.Invoke(ctx, Everything_Warn_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Say(ctx context.Context, in *SayRequest, opts ...grpc.CallOption) (*SayResponse, error) {
+	out := new(SayResponse)
+	err := c.cc.Invoke(ctx, Everything_Say_FullMethodName, in, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *everythingClient) Pid(ctx context.Context, in *PidRequest, opts ...grpc.CallOption) (*PidResponse, error) {
+	out := new(PidResponse)
+	err := c.cc.Invoke(ctx, Everything_Pid_FullMethodName, in, out, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -484,78 +646,6 @@ func (x *everythingUntilClient) Recv() (*UntilResponse, error) {
 	return m, nil
 }
 
-func (c *everythingClient) Tell(ctx context.Context, in *TellRequest, opts ...grpc.CallOption) (*TellResponse, error) {
-	out := new(TellResponse)
-	err := c.cc.Invoke(ctx, Everything_Tell_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Keep(ctx context.Context, in *KeepRequest, opts ...grpc.CallOption) (*KeepResponse, error) {
-	out := new(KeepResponse)
-	err := c.cc.Invoke(ctx, Everything_Keep_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) TellKept(ctx context.Context, in *TellKeptRequest, opts ...grpc.CallOption) (*TellKeptResponse, error) {
-	out := new(TellKeptResponse)
-	err := c.cc.Invoke(ctx, Everything_TellKept_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Counter(ctx context.Context, in *CounterRequest, opts ...grpc.CallOption) (*CounterResponse, error) {
-	out := new(CounterResponse)
-	err := c.cc.Invoke(ctx, Everything_Counter_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Bounce(ctx context.Context, in *BounceRequest, opts ...grpc.CallOption) (*BounceResponse, error) {
-	out := new(BounceResponse)
-	err := c.cc.Invoke(ctx, Everything_Bounce_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) SlowText(ctx context.Context, in *SlowTextRequest, opts ...grpc.CallOption) (*SlowTextResponse, error) {
-	out := new(SlowTextResponse)
-	err := c.cc.Invoke(ctx, Everything_SlowText_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Forever(ctx context.Context, in *ForeverRequest, opts ...grpc.CallOption) (*ForeverResponse, error) {
-	out := new(ForeverResponse)
-	err := c.cc.Invoke(ctx, Everything_Forever_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) SlowFail(ctx context.Context, in *SlowFailRequest, opts ...grpc.CallOption) (*SlowFailResponse, error) {
-	out := new(SlowFailResponse)
-	err := c.cc.Invoke(ctx, Everything_SlowFail_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 func (c *everythingClient) SlowTotal(ctx context.Context, opts ...grpc.CallOption) (Everything_SlowTotalClient, error) {
 	stream, err := c.cc.NewStream(ctx, &Everything_ServiceDesc.Streams[7], Everything_SlowTotal_FullMethodName, opts...)
 	if err != nil {
@@ -685,96 +775,6 @@ func (x *everythingSlowScaledClient) Recv() (*SlowScaledResponse, error) {
 	return m, nil
 }
 
-func (c *everythingClient) Fail(ctx context.Context, in *FailRequest, opts ...grpc.CallOption) (*FailResponse, error) {
-	out := new(FailResponse)
-	err := c.cc.Invoke(ctx, Everything_Fail_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldResponse, error) {
-	out := new(HoldResponse)
-	err := c.cc.Invoke(ctx, Everything_Hold_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseResponse, error) {
-	out := new(ReleaseResponse)
-	err := c.cc.Invoke(ctx, Everything_Release_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Ended(ctx context.Context, in *EndedRequest, opts ...grpc.CallOption) (*EndedResponse, error) {
-	out := new(EndedResponse)
-	err := c.cc.Invoke(ctx, Everything_Ended_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Meet(ctx context.Context, in *MeetRequest, opts ...grpc.CallOption) (*MeetResponse, error) {
-	out := new(MeetResponse)
-	err := c.cc.Invoke(ctx, Everything_Meet_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Log(ctx context.Context, in *LogRequest, opts ...grpc.CallOption) (*LogResponse, error) {
-	out := new(LogResponse)
-	err := c.cc.Invoke(ctx, Everything_Log_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) LogException(ctx context.Context, in *LogExceptionRequest, opts ...grpc.CallOption) (*LogExceptionResponse, error) {
-	out := new(LogExceptionResponse)
-	err := c.cc.Invoke(ctx, Everything_LogException_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Warn(ctx context.Context, in *WarnRequest, opts ...grpc.CallOption) (*WarnResponse, error) {
-	out := new(WarnResponse)
-	err := c.cc.Invoke(ctx, Everything_Warn_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Say(ctx context.Context, in *SayRequest, opts ...grpc.CallOption) (*SayResponse, error) {
-	out := new(SayResponse)
-	err := c.cc.Invoke(ctx, Everything_Say_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *everythingClient) Pid(ctx context.Context, in *PidRequest, opts ...grpc.CallOption) (*PidResponse, error) {
-	out := new(PidResponse)
-	err := c.cc.Invoke(ctx, Everything_Pid_FullMethodName, in, out, opts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
 // EverythingServer is the server API for Everything service.
 // All implementations must embed UnimplementedEverythingServer
 // for forward compatibility
@@ -794,13 +794,6 @@ type EverythingServer interface {
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
 	Grow(context.Context, *GrowRequest) (*GrowResponse, error)
 	Nothing(context.Context, *NothingRequest) (*NothingResponse, error)
-	Count(*CountRequest, Everything_CountServer) error
-	CountThenFail(*CountThenFailRequest, Everything_CountThenFailServer) error
-	Endless(*EndlessRequest, Everything_EndlessServer) error
-	Total(Everything_TotalServer) error
-	First(Everything_FirstServer) error
-	Scaled(Everything_ScaledServer) error
-	Until(Everything_UntilServer) error
 	Tell(context.Context, *TellRequest) (*TellResponse, error)
 	Keep(context.Context, *KeepRequest) (*KeepResponse, error)
 	TellKept(context.Context, *TellKeptRequest) (*TellKeptResponse, error)
@@ -809,10 +802,6 @@ type EverythingServer interface {
 	SlowText(context.Context, *SlowTextRequest) (*SlowTextResponse, error)
 	Forever(context.Context, *ForeverRequest) (*ForeverResponse, error)
 	SlowFail(context.Context, *SlowFailRequest) (*SlowFailResponse, error)
-	SlowTotal(Everything_SlowTotalServer) error
-	SlowCount(*SlowCountRequest, Everything_SlowCountServer) error
-	SlowEndless(*SlowEndlessRequest, Everything_SlowEndlessServer) error
-	SlowScaled(Everything_SlowScaledServer) error
 	Fail(context.Context, *FailRequest) (*FailResponse, error)
 	Hold(context.Context, *HoldRequest) (*HoldResponse, error)
 	Release(context.Context, *ReleaseRequest) (*ReleaseResponse, error)
@@ -823,6 +812,17 @@ type EverythingServer interface {
 	Warn(context.Context, *WarnRequest) (*WarnResponse, error)
 	Say(context.Context, *SayRequest) (*SayResponse, error)
 	Pid(context.Context, *PidRequest) (*PidResponse, error)
+	Count(*CountRequest, Everything_CountServer) error
+	CountThenFail(*CountThenFailRequest, Everything_CountThenFailServer) error
+	Endless(*EndlessRequest, Everything_EndlessServer) error
+	Total(Everything_TotalServer) error
+	First(Everything_FirstServer) error
+	Scaled(Everything_ScaledServer) error
+	Until(Everything_UntilServer) error
+	SlowTotal(Everything_SlowTotalServer) error
+	SlowCount(*SlowCountRequest, Everything_SlowCountServer) error
+	SlowEndless(*SlowEndlessRequest, Everything_SlowEndlessServer) error
+	SlowScaled(Everything_SlowScaledServer) error
 	mustEmbedUnimplementedEverythingServer()
 }
 
@@ -875,27 +875,6 @@ func (UnimplementedEverythingServer) Grow(context.Context, *GrowRequest) (*GrowR
 func (UnimplementedEverythingServer) Nothing(context.Context, *NothingRequest) (*NothingResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Nothing not implemented")
 }
-func (UnimplementedEverythingServer) Count(*CountRequest, Everything_CountServer) error {
-	return status.Errorf(codes.Unimplemented, "method Count not implemented")
-}
-func (UnimplementedEverythingServer) CountThenFail(*CountThenFailRequest, Everything_CountThenFailServer) error {
-	return status.Errorf(codes.Unimplemented, "method CountThenFail not implemented")
-}
-func (UnimplementedEverythingServer) Endless(*EndlessRequest, Everything_EndlessServer) error {
-	return status.Errorf(codes.Unimplemented, "method Endless not implemented")
-}
-func (UnimplementedEverythingServer) Total(Everything_TotalServer) error {
-	return status.Errorf(codes.Unimplemented, "method Total not implemented")
-}
-func (UnimplementedEverythingServer) First(Everything_FirstServer) error {
-	return status.Errorf(codes.Unimplemented, "method First not implemented")
-}
-func (UnimplementedEverythingServer) Scaled(Everything_ScaledServer) error {
-	return status.Errorf(codes.Unimplemented, "method Scaled not implemented")
-}
-func (UnimplementedEverythingServer) Until(Everything_UntilServer) error {
-	return status.Errorf(codes.Unimplemented, "method Until not implemented")
-}
 func (UnimplementedEverythingServer) Tell(context.Context, *TellRequest) (*TellResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Tell not implemented")
 }
@@ -919,18 +898,6 @@ func (UnimplementedEverythingServer) Forever(context.Context, *ForeverRequest) (
 }
 func (UnimplementedEverythingServer) SlowFail(context.Context, *SlowFailRequest) (*SlowFailResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method SlowFail not implemented")
-}
-func (UnimplementedEverythingServer) SlowTotal(Everything_SlowTotalServer) error {
-	return status.Errorf(codes.Unimplemented, "method SlowTotal not implemented")
-}
-func (UnimplementedEverythingServer) SlowCount(*SlowCountRequest, Everything_SlowCountServer) error {
-	return status.Errorf(codes.Unimplemented, "method SlowCount not implemented")
-}
-func (UnimplementedEverythingServer) SlowEndless(*SlowEndlessRequest, Everything_SlowEndlessServer) error {
-	return status.Errorf(codes.Unimplemented, "method SlowEndless not implemented")
-}
-func (UnimplementedEverythingServer) SlowScaled(Everything_SlowScaledServer) error {
-	return status.Errorf(codes.Unimplemented, "method SlowScaled not implemented")
 }
 func (UnimplementedEverythingServer) Fail(context.Context, *FailRequest) (*FailResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Fail not implemented")
@@ -961,6 +928,39 @@ func (UnimplementedEverythingServer) Say(context.Context, *SayRequest) (*SayResp
 }
 func (UnimplementedEverythingServer) Pid(context.Context, *PidRequest) (*PidResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Pid not implemented")
+}
+func (UnimplementedEverythingServer) Count(*CountRequest, Everything_CountServer) error {
+	return status.Errorf(codes.Unimplemented, "method Count not implemented")
+}
+func (UnimplementedEverythingServer) CountThenFail(*CountThenFailRequest, Everything_CountThenFailServer) error {
+	return status.Errorf(codes.Unimplemented, "method CountThenFail not implemented")
+}
+func (UnimplementedEverythingServer) Endless(*EndlessRequest, Everything_EndlessServer) error {
+	return status.Errorf(codes.Unimplemented, "method Endless not implemented")
+}
+func (UnimplementedEverythingServer) Total(Everything_TotalServer) error {
+	return status.Errorf(codes.Unimplemented, "method Total not implemented")
+}
+func (UnimplementedEverythingServer) First(Everything_FirstServer) error {
+	return status.Errorf(codes.Unimplemented, "method First not implemented")
+}
+func (UnimplementedEverythingServer) Scaled(Everything_ScaledServer) error {
+	return status.Errorf(codes.Unimplemented, "method Scaled not implemented")
+}
+func (UnimplementedEverythingServer) Until(Everything_UntilServer) error {
+	return status.Errorf(codes.Unimplemented, "method Until not implemented")
+}
+func (UnimplementedEverythingServer) SlowTotal(Everything_SlowTotalServer) error {
+	return status.Errorf(codes.Unimplemented, "method SlowTotal not implemented")
+}
+func (UnimplementedEverythingServer) SlowCount(*SlowCountRequest, Everything_SlowCountServer) error {
+	return status.Errorf(codes.Unimplemented, "method SlowCount not implemented")
+}
+func (UnimplementedEverythingServer) SlowEndless(*SlowEndlessRequest, Everything_SlowEndlessServer) error {
+	return status.Errorf(codes.Unimplemented, "method SlowEndless not implemented")
+}
+func (UnimplementedEverythingServer) SlowScaled(Everything_SlowScaledServer) error {
+	return status.Errorf(codes.Unimplemented, "method SlowScaled not implemented")
 }
 func (UnimplementedEverythingServer) mustEmbedUnimplementedEverythingServer() {}
 
@@ -1245,173 +1245,6 @@ func _Everything_Nothing_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
-func _Everything_Count_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(CountRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(EverythingServer).Count(m, &everythingCountServer{stream})
-}
-
-type Everything_CountServer interface {
-	Send(*CountResponse) error
-	grpc.ServerStream
-}
-
-type everythingCountServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingCountServer) Send(m *CountResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func _Everything_CountThenFail_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(CountThenFailRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(EverythingServer).CountThenFail(m, &everythingCountThenFailServer{stream})
-}
-
-type Everything_CountThenFailServer interface {
-	Send(*CountThenFailResponse) error
-	grpc.ServerStream
-}
-
-type everythingCountThenFailServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingCountThenFailServer) Send(m *CountThenFailResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func _Everything_Endless_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(EndlessRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(EverythingServer).Endless(m, &everythingEndlessServer{stream})
-}
-
-type Everything_EndlessServer interface {
-	Send(*EndlessResponse) error
-	grpc.ServerStream
-}
-
-type everythingEndlessServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingEndlessServer) Send(m *EndlessResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func _Everything_Total_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EverythingServer).Total(&everythingTotalServer{stream})
-}
-
-type Everything_TotalServer interface {
-	SendAndClose(*TotalResponse) error
-	Recv() (*TotalRequest, error)
-	grpc.ServerStream
-}
-
-type everythingTotalServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingTotalServer) SendAndClose(m *TotalResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *everythingTotalServer) Recv() (*TotalRequest, error) {
-	m := new(TotalRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-func _Everything_First_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EverythingServer).First(&everythingFirstServer{stream})
-}
-
-type Everything_FirstServer interface {
-	SendAndClose(*FirstResponse) error
-	Recv() (*FirstRequest, error)
-	grpc.ServerStream
-}
-
-type everythingFirstServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingFirstServer) SendAndClose(m *FirstResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *everythingFirstServer) Recv() (*FirstRequest, error) {
-	m := new(FirstRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-func _Everything_Scaled_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EverythingServer).Scaled(&everythingScaledServer{stream})
-}
-
-type Everything_ScaledServer interface {
-	Send(*ScaledResponse) error
-	Recv() (*ScaledRequest, error)
-	grpc.ServerStream
-}
-
-type everythingScaledServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingScaledServer) Send(m *ScaledResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *everythingScaledServer) Recv() (*ScaledRequest, error) {
-	m := new(ScaledRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-func _Everything_Until_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EverythingServer).Until(&everythingUntilServer{stream})
-}
-
-type Everything_UntilServer interface {
-	Send(*UntilResponse) error
-	Recv() (*UntilRequest, error)
-	grpc.ServerStream
-}
-
-type everythingUntilServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingUntilServer) Send(m *UntilResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *everythingUntilServer) Recv() (*UntilRequest, error) {
-	m := new(UntilRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
 func _Everything_Tell_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(TellRequest)
 	if err := dec(in); err != nil {
@@ -1554,100 +1387,6 @@ func _Everything_SlowFail_Handler(srv interface{}, ctx context.Context, dec func
 		return srv.(EverythingServer).SlowFail(ctx, req.(*SlowFailRequest))
 	}
 	return interceptor(ctx, in, info, handler)
-}
-
-func _Everything_SlowTotal_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EverythingServer).SlowTotal(&everythingSlowTotalServer{stream})
-}
-
-type Everything_SlowTotalServer interface {
-	SendAndClose(*SlowTotalResponse) error
-	Recv() (*SlowTotalRequest, error)
-	grpc.ServerStream
-}
-
-type everythingSlowTotalServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingSlowTotalServer) SendAndClose(m *SlowTotalResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *everythingSlowTotalServer) Recv() (*SlowTotalRequest, error) {
-	m := new(SlowTotalRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-func _Everything_SlowCount_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(SlowCountRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(EverythingServer).SlowCount(m, &everythingSlowCountServer{stream})
-}
-
-type Everything_SlowCountServer interface {
-	Send(*SlowCountResponse) error
-	grpc.ServerStream
-}
-
-type everythingSlowCountServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingSlowCountServer) Send(m *SlowCountResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func _Everything_SlowEndless_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(SlowEndlessRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(EverythingServer).SlowEndless(m, &everythingSlowEndlessServer{stream})
-}
-
-type Everything_SlowEndlessServer interface {
-	Send(*SlowEndlessResponse) error
-	grpc.ServerStream
-}
-
-type everythingSlowEndlessServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingSlowEndlessServer) Send(m *SlowEndlessResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func _Everything_SlowScaled_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EverythingServer).SlowScaled(&everythingSlowScaledServer{stream})
-}
-
-type Everything_SlowScaledServer interface {
-	Send(*SlowScaledResponse) error
-	Recv() (*SlowScaledRequest, error)
-	grpc.ServerStream
-}
-
-type everythingSlowScaledServer struct {
-	grpc.ServerStream
-}
-
-func (x *everythingSlowScaledServer) Send(m *SlowScaledResponse) error {
-	return x.ServerStream.SendMsg(m)
-}
-
-func (x *everythingSlowScaledServer) Recv() (*SlowScaledRequest, error) {
-	m := new(SlowScaledRequest)
-	if err := x.ServerStream.RecvMsg(m); err != nil {
-		return nil, err
-	}
-	return m, nil
 }
 
 func _Everything_Fail_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
@@ -1828,6 +1567,267 @@ func _Everything_Pid_Handler(srv interface{}, ctx context.Context, dec func(inte
 		return srv.(EverythingServer).Pid(ctx, req.(*PidRequest))
 	}
 	return interceptor(ctx, in, info, handler)
+}
+
+func _Everything_Count_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CountRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EverythingServer).Count(m, &everythingCountServer{stream})
+}
+
+type Everything_CountServer interface {
+	Send(*CountResponse) error
+	grpc.ServerStream
+}
+
+type everythingCountServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingCountServer) Send(m *CountResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func _Everything_CountThenFail_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CountThenFailRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EverythingServer).CountThenFail(m, &everythingCountThenFailServer{stream})
+}
+
+type Everything_CountThenFailServer interface {
+	Send(*CountThenFailResponse) error
+	grpc.ServerStream
+}
+
+type everythingCountThenFailServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingCountThenFailServer) Send(m *CountThenFailResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func _Everything_Endless_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(EndlessRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EverythingServer).Endless(m, &everythingEndlessServer{stream})
+}
+
+type Everything_EndlessServer interface {
+	Send(*EndlessResponse) error
+	grpc.ServerStream
+}
+
+type everythingEndlessServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingEndlessServer) Send(m *EndlessResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func _Everything_Total_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EverythingServer).Total(&everythingTotalServer{stream})
+}
+
+type Everything_TotalServer interface {
+	SendAndClose(*TotalResponse) error
+	Recv() (*TotalRequest, error)
+	grpc.ServerStream
+}
+
+type everythingTotalServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingTotalServer) SendAndClose(m *TotalResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *everythingTotalServer) Recv() (*TotalRequest, error) {
+	m := new(TotalRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func _Everything_First_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EverythingServer).First(&everythingFirstServer{stream})
+}
+
+type Everything_FirstServer interface {
+	SendAndClose(*FirstResponse) error
+	Recv() (*FirstRequest, error)
+	grpc.ServerStream
+}
+
+type everythingFirstServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingFirstServer) SendAndClose(m *FirstResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *everythingFirstServer) Recv() (*FirstRequest, error) {
+	m := new(FirstRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func _Everything_Scaled_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EverythingServer).Scaled(&everythingScaledServer{stream})
+}
+
+type Everything_ScaledServer interface {
+	Send(*ScaledResponse) error
+	Recv() (*ScaledRequest, error)
+	grpc.ServerStream
+}
+
+type everythingScaledServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingScaledServer) Send(m *ScaledResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *everythingScaledServer) Recv() (*ScaledRequest, error) {
+	m := new(ScaledRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func _Everything_Until_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EverythingServer).Until(&everythingUntilServer{stream})
+}
+
+type Everything_UntilServer interface {
+	Send(*UntilResponse) error
+	Recv() (*UntilRequest, error)
+	grpc.ServerStream
+}
+
+type everythingUntilServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingUntilServer) Send(m *UntilResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *everythingUntilServer) Recv() (*UntilRequest, error) {
+	m := new(UntilRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func _Everything_SlowTotal_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EverythingServer).SlowTotal(&everythingSlowTotalServer{stream})
+}
+
+type Everything_SlowTotalServer interface {
+	SendAndClose(*SlowTotalResponse) error
+	Recv() (*SlowTotalRequest, error)
+	grpc.ServerStream
+}
+
+type everythingSlowTotalServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingSlowTotalServer) SendAndClose(m *SlowTotalResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *everythingSlowTotalServer) Recv() (*SlowTotalRequest, error) {
+	m := new(SlowTotalRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func _Everything_SlowCount_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SlowCountRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EverythingServer).SlowCount(m, &everythingSlowCountServer{stream})
+}
+
+type Everything_SlowCountServer interface {
+	Send(*SlowCountResponse) error
+	grpc.ServerStream
+}
+
+type everythingSlowCountServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingSlowCountServer) Send(m *SlowCountResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func _Everything_SlowEndless_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SlowEndlessRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(EverythingServer).SlowEndless(m, &everythingSlowEndlessServer{stream})
+}
+
+type Everything_SlowEndlessServer interface {
+	Send(*SlowEndlessResponse) error
+	grpc.ServerStream
+}
+
+type everythingSlowEndlessServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingSlowEndlessServer) Send(m *SlowEndlessResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func _Everything_SlowScaled_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EverythingServer).SlowScaled(&everythingSlowScaledServer{stream})
+}
+
+type Everything_SlowScaledServer interface {
+	Send(*SlowScaledResponse) error
+	Recv() (*SlowScaledRequest, error)
+	grpc.ServerStream
+}
+
+type everythingSlowScaledServer struct {
+	grpc.ServerStream
+}
+
+func (x *everythingSlowScaledServer) Send(m *SlowScaledResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *everythingSlowScaledServer) Recv() (*SlowScaledRequest, error) {
+	m := new(SlowScaledRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // Everything_ServiceDesc is the grpc.ServiceDesc for Everything service.
