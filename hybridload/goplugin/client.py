@@ -42,8 +42,8 @@ from hybridload.goplugin.logs import LogEntry, LogReader, PluginLog
 from hybridload.goplugin.output import Output, OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
 from hybridload.goplugin.process import ProcessSpec, describe_exit
-from hybridload.goplugin.reattach import VARIABLE as REATTACH_VARIABLE
 from hybridload.goplugin.reattach import AttachedProcess, ReattachConfig
+from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 from hybridload.goplugin.runner import LocalRunner, Runner, RunningPlugin
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handle import Methods, handle_class, new_handle

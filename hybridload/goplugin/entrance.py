@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from hybridload.errors import ConfigError
+from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.broker import KnockedListener
 from hybridload.goplugin.host_environment import HostEnvironment
 from hybridload.goplugin.line import HandshakeLine, Protocol
@@ -25,12 +26,29 @@ if TYPE_CHECKING:
 
     from hybridload.goplugin.certificates import Certificate
     from hybridload.goplugin.grpc.engine import Server
+    from hybridload.goplugin.serving import Surroundings
     from hybridload.goplugin.socket_folder import SocketFolder
 
 log = logging.getLogger(__name__)
 
 FIRST_CONNECTION = 5.0
 """Seconds in which a multiplexed host has to connect."""
+JOIN = 0.5
+"""Seconds for threads that do what cannot be interrupted, when a plugin ends."""
+
+
+def open_entrance(around: Surroundings, stack: ExitStack, protocol: Protocol) -> tuple[Entrance, EventLoop]:
+    """What a plugin that is served in either protocol begins with: the way in, and what runs asynchronous methods.
+
+    :param stack: closes both.
+    :raises ConfigError, StreamError: as `Entrance`.
+    """
+    loop = EventLoop()
+    stack.callback(loop.close, JOIN)
+    options = around.options
+    entrance = Entrance(around.environment, around.folder, tls=options.tls, network=options.network, protocol=protocol)
+    stack.callback(entrance.close)
+    return entrance, loop
 
 
 class Entrance:

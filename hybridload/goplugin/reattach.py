@@ -25,8 +25,7 @@ from hybridload import platforms
 from hybridload.errors import ConfigError, PluginNotFound
 from hybridload.goplugin.certificates import Certificate
 from hybridload.goplugin.line import Network, Protocol
-
-VARIABLE = "HYBRIDLOAD_REATTACH"
+from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +118,15 @@ def read_reattach_variable(environ: Mapping[str, str]) -> dict[str, ReattachConf
 
     :raises ConfigError: the variable is not of that form.
     """
-    text = environ.get(VARIABLE, "").strip()
+    text = environ.get(REATTACH_VARIABLE, "").strip()
     if not text:
         return {}
     try:
         return {name: _read(value) for name, value in json.loads(text).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"Environment variable {VARIABLE} is not what it should be ({type(error).__name__}): expected an object of "
-            f"name to config; a config: {_EXPECTED}."
+            f"Environment variable {REATTACH_VARIABLE} is not what it should be ({type(error).__name__}): expected an "
+            f"object of name to config; a config: {_EXPECTED}."
         ) from None
 
 

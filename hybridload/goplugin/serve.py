@@ -247,7 +247,7 @@ def serve_by_hand(
     import json
     import shlex
 
-    from hybridload.goplugin.reattach import VARIABLE
+    from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 
     terminal = sys.stdout  # The host has no use for it.
 
@@ -255,7 +255,7 @@ def serve_by_hand(
         value = json.dumps({name: json.loads(config.to_json())})
         print(
             f"Plugin {name!r} is served by process {config.pid} until Ctrl-C. To use it, set for the host:\n\n"
-            f"    {VARIABLE}={shlex.quote(value)}\n",
+            f"    {REATTACH_VARIABLE}={shlex.quote(value)}\n",
             file=terminal,
             flush=True,
         )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from hybridload.errors import ConfigError, PluginNotFound
 from hybridload.goplugin.client import Client
-from hybridload.goplugin.reattach import VARIABLE, ReattachConfig
+from hybridload.goplugin.reattach import ReattachConfig
+from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 from hybridload.isolation.external import ProcessPlugin
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def open_reattached(request: Request, config: ReattachConfig) -> ProcessPlugin:
         client.start()
     except PluginNotFound as error:
         raise ConfigError(
-            f"{error} {VARIABLE} names it; set the variable to what the plugin prints when it is served anew, or unset "
-            "it to use the plugin as configured.",
+            f"{error} {REATTACH_VARIABLE} names it; set the variable to what the plugin prints when it is served anew, "
+            "or unset it to use the plugin as configured.",
             plugin=request.name,
         ) from error
     return ProcessPlugin(client)

@@ -29,6 +29,7 @@ from hybridload.config.chain import Chain, Isolation, closest
 from hybridload.config.settings import PluginSettings, Settings
 from hybridload.errors import ConfigError, PluginError, PluginNotFound
 from hybridload.external import External
+from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 from hybridload.sources import folders, installed
 from hybridload.sources.candidate import Candidate
 from hybridload.sources.entry_point import EntryPoint
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from hybridload.goplugin.reattach import ReattachConfig
 
 log = logging.getLogger(__name__)
-
-REATTACH_VARIABLE = "HYBRIDLOAD_REATTACH"
-"""Names plugins that run already, and where; see `goplugin.reattach`."""
 
 
 @dataclass(frozen=True, slots=True)

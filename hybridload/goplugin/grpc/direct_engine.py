@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +19,7 @@ from hybridload.goplugin.grpc.handlers import (
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.server_link import ServerLink
 from hybridload.goplugin.http2.status import RpcError, StatusCode
+from hybridload.goplugin.in_flight import InFlight
 from hybridload.goplugin.streams.base import Listener
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class DirectServer:
         self._handlers: tuple[Any, ...] = ()
         self._placed: dict[str, tuple[Any, Any]] = {}
         self._fixed: dict[str, MethodHandler] = {}
-        self._in_flight = {lane: _Tally() for lane in (CALLS, STREAMS)}
+        self._in_flight = {lane: InFlight() for lane in (CALLS, STREAMS)}
         self._refusing = False
         self._server.add_generic_rpc_handlers([self])
         self._server.start()
@@ -138,7 +137,7 @@ class DirectServer:
     def wait_idle(self, lane: str, timeout: float) -> bool:
         """Wait until no call of a lane is in flight; whether that came within `timeout` seconds."""
         tally = self._in_flight.get(lane)
-        return tally is None or tally.wait_idle(timeout)
+        return tally is None or tally.wait_for_none(timeout)
 
     def stop(self, grace: float) -> bool:
         return self._server.stop(grace).wait(grace + 2.0)
@@ -196,36 +195,7 @@ class _Watched(Server):
             self._on_idle()
 
 
-class _Tally:
-    """How many calls are in flight.
-
-    Entering and leaving take no lock, for they are part of every call: who waits says so first and counts then, who
-    leaves does so first and looks for waiters then, so one of them sees the other.
-    """
-
-    __slots__ = ("_awaited", "_changed", "_inside")
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
-        self._awaited = False
-
-    def enter(self) -> None:
-        self._inside.append(None)
-
-    def leave(self) -> None:
-        self._inside.pop()
-        if self._awaited and not self._inside:
-            with self._changed:
-                self._changed.notify_all()
-
-    def wait_idle(self, timeout: float) -> bool:
-        with self._changed:
-            self._awaited = True
-            return self._changed.wait_for(lambda: not self._inside, timeout)
-
-
-def _counted_call(behavior: Behavior, tally: _Tally) -> Behavior:
+def _counted_call(behavior: Behavior, tally: InFlight) -> Behavior:
     def call(request: Any, context: Any) -> Any:
         tally.enter()
         try:
@@ -240,7 +210,7 @@ def _counted_call(behavior: Behavior, tally: _Tally) -> Behavior:
     return call
 
 
-def _counted_stream(behavior: Behavior, tally: _Tally) -> Behavior:
+def _counted_stream(behavior: Behavior, tally: InFlight) -> Behavior:
     def call(request: Any, context: Any) -> Any:
         tally.enter()
         try:

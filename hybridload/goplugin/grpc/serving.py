@@ -7,8 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from hybridload.contract import Contract
-from hybridload.goplugin.entrance import Entrance
-from hybridload.goplugin.event_loop import EventLoop
+from hybridload.goplugin.entrance import JOIN, open_entrance
 from hybridload.goplugin.grpc.broker import GRPCBroker
 from hybridload.goplugin.grpc.broker_server import broker_service
 from hybridload.goplugin.grpc.contract_server import contract_service
@@ -28,8 +27,6 @@ from hybridload.goplugin.serving import Served, Surroundings
 if TYPE_CHECKING:
     from hybridload.goplugin.grpc.descriptors import DescriptorIndex
 
-# Seconds for threads that do what cannot be interrupted.
-_JOIN = 0.5
 # Seconds for answers that are still on their way.
 _ANSWER_GRACE = 0.25
 
@@ -46,11 +43,8 @@ class GRPCServing:
         try:
             engine = engine_named(options.engine)
             lanes = engine.lanes()
-            stack.callback(lanes.close, _JOIN)
-            self._loop = EventLoop()
-            stack.callback(self._loop.close, _JOIN)
-            self._entrance = Entrance(around.environment, around.folder, tls=options.tls, network=options.network)
-            stack.callback(self._entrance.close)
+            stack.callback(lanes.close, JOIN)
+            self._entrance, self._loop = open_entrance(around, stack, "grpc")
             self._broker = GRPCBroker(self._entrance.transport, engine, lanes, name="plugin")
             stack.callback(self._broker.close)
             self._server: Server = engine.server(lanes, options.server_options)

@@ -23,6 +23,7 @@ from typing import Any
 
 from hybridload.goplugin.http2.watchdog import Watchdog
 from hybridload.goplugin.http2.workers import Workers, WorkersClosed
+from hybridload.goplugin.in_flight import InFlight
 from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GobError, GoType, Limits, Registry
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Call, Received, Refusal, RpcServer
@@ -61,29 +62,6 @@ class Refused(Exception):
     """What a behavior raises to have its text answered as it is."""
 
 
-class CallCount:
-    """How many calls are in flight, for whoever waits for the last."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._count = 0
-
-    def enter(self) -> None:
-        with self._changed:
-            self._count += 1
-
-    def leave(self) -> None:
-        with self._changed:
-            self._count -= 1
-            if not self._count:
-                self._changed.notify_all()
-
-    def wait_for_none(self, timeout: float) -> bool:
-        """Whether there came to be none within `timeout` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._count, timeout)
-
-
 class NetRPCServer:
     """The threads that answer all of one side's connections.
 
@@ -92,8 +70,8 @@ class NetRPCServer:
 
     def __init__(self, name: str) -> None:
         self.workers = Workers(f"hybridload {name} calls")
-        self.calls = CallCount()
-        self.protocol_calls = CallCount()
+        self.calls = InFlight()
+        self.protocol_calls = InFlight()
         self.refusing = False
         self.slow: dict[str, int] = {}
         self.watchdog = Watchdog(f"hybridload {name} watchdog", self._snapshot)
@@ -285,7 +263,7 @@ class ServerLink:
             server.slow.pop(name, None)
         return leads
 
-    def _run_elsewhere(self, call: Call, behavior: Behavior, count: CallCount) -> None:
+    def _run_elsewhere(self, call: Call, behavior: Behavior, count: InFlight) -> None:
         began = time.monotonic()
         try:
             self._run(call, behavior)

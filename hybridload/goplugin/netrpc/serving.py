@@ -19,8 +19,7 @@ from hybridload.contract import Contract
 from hybridload.contract.exceptions import message_of
 from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, PluginClosed
-from hybridload.goplugin.entrance import Entrance
-from hybridload.goplugin.event_loop import EventLoop
+from hybridload.goplugin.entrance import JOIN, open_entrance
 from hybridload.goplugin.http2.workers import WorkersClosed
 from hybridload.goplugin.line import HandshakeLine
 from hybridload.goplugin.netrpc import failures
@@ -38,8 +37,6 @@ from hybridload.goplugin.streams.mux import Mux
 
 log = logging.getLogger(__name__)
 
-# Seconds for threads that do what cannot be interrupted.
-_JOIN = 0.5
 # Seconds that a host may take to open its first streams.
 _OPENING = 10.0
 
@@ -57,16 +54,10 @@ class NetRPCServing:
         self._lock = threading.Lock()
         self._sessions: set[HostSession] = set()
         self._closed = False
-        options = around.options
         try:
-            self.loop = EventLoop()
-            stack.callback(self.loop.close, _JOIN)
-            self._entrance = Entrance(
-                around.environment, around.folder, tls=options.tls, network=options.network, protocol="netrpc"
-            )
-            stack.callback(self._entrance.close)
+            self._entrance, self.loop = open_entrance(around, stack, "netrpc")
             self.server = NetRPCServer("plugin")
-            stack.callback(self.server.close, _JOIN)
+            stack.callback(self.server.close, JOIN)
             stack.callback(self._end_sessions)
             self._listener = self._entrance.listen()
             # Blocks on the listener, which is closed before it is joined.

@@ -1,0 +1,3 @@
+"""The variable that names plugins which run already, apart from `reattach`: to look for it must cost nothing."""
+
+REATTACH_VARIABLE = "HYBRIDLOAD_REATTACH"
