@@ -23,34 +23,50 @@ class EventLoop:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine; its outcome can be waited for from any other thread."""
+    def running(self) -> asyncio.AbstractEventLoop:
+        """The loop itself, for `call_soon_threadsafe`.
+
+        :raises RuntimeError: after `close`.
+        """
         import asyncio
 
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the event loop is closed")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                # Runs the loop and nothing else; `close` joins it.
+                self._thread = threading.Thread(
+                    target=_run_loop, args=(self._loop,), name="hybridload event loop", daemon=True
+                )
+                self._thread.start()
+            return self._loop
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine; its outcome can be waited for from any other thread.
+
+        :raises RuntimeError: after `close`.
+        """
+        import asyncio
+
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self.running())
+        except RuntimeError:
+            coroutine.close()
+            raise
 
     def close(self, timeout: float) -> bool:
         """Cancel what runs and end the thread; whether that came within `timeout` seconds. Safe to call twice."""
         with self._lock:
+            self._closed = True
             loop, thread, self._loop = self._loop, self._thread, None
         if loop is None or thread is None:
             return True
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout)
         return not thread.is_alive()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        import asyncio
-
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_run_loop, args=(self._loop,), name="hybridload event loop", daemon=True
-                )
-                self._thread.start()
-            return self._loop
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

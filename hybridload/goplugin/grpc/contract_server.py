@@ -5,16 +5,16 @@
 - A request that cannot be read is INVALID_ARGUMENT: it is the caller's fault and no exception of the object.
 - Iterators that the object returns are closed when the caller goes away before their end.
 - Whatever the object calls in turn is held to the call's own deadline, in every step of a stream as well.
-- `async def` methods run on one event loop, on a thread of its own that starts with the first of them; the call's own
-  thread waits. When the caller goes away, they are cancelled.
+- `async def` methods run on one event loop, on a thread of its own that starts with the first of them, and no thread
+  waits for them. When the caller goes away, they are cancelled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hybridload.contract import Kind, encode_exception
 from hybridload.deadlines import deadline, ending_at
@@ -25,36 +25,7 @@ if TYPE_CHECKING:
     from hybridload.contract import Objects, Service
     from hybridload.contract.wire import WireMethod
 
-T = TypeVar("T")
-
 STATUS_DETAILS = "grpc-status-details-bin"
-
-
-class _AsyncCall:
-    """One call's coroutines, one after the other; cancelled when the caller goes away."""
-
-    def __init__(self, loop: EventLoop, context: Any) -> None:
-        self._loop = loop
-        self._current: Future[Any] | None = None
-        self._ended = not context.add_callback(self._cancel)
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and wait for it."""
-        future = self._loop.submit(coroutine)
-        self._current = future
-        if self._ended:
-            future.cancel()
-        outcome: T = future.result()
-        return outcome
-
-    def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The same for what has to be done in any case."""
-        return self._loop.submit(coroutine).result()
-
-    def _cancel(self) -> None:
-        self._ended = True
-        if self._current is not None:
-            self._current.cancel()
 
 
 def contract_service(
@@ -66,7 +37,7 @@ def contract_service(
     :param objects: how values that are interfaces travel; `None` where they cannot.
     """
     wire = service.wire()
-    calls = _Calls(service, engine, loop, objects)
+    calls = _Calls(service, engine, objects)
     return ServiceHandler(
         service.full_name,
         {
@@ -76,6 +47,7 @@ def contract_service(
                 ),
                 request_streaming=method.kind.streams_arguments,
                 response_streaming=method.kind.streams_result,
+                loop=loop if method.is_async else None,
             )
             for method in service.methods
         },
@@ -85,10 +57,9 @@ def contract_service(
 class _Calls:
     """What the behaviors of one service share."""
 
-    def __init__(self, service: Service, engine: Engine, loop: EventLoop, objects: Objects | None) -> None:
+    def __init__(self, service: Service, engine: Engine, objects: Objects | None) -> None:
         self.contract = service.contract
         self.engine = engine
-        self.loop = loop
         self.objects = objects
 
     def fail(self, error: BaseException, context: Any) -> NoReturn:
@@ -201,16 +172,22 @@ def _results(calls: _Calls, wire: WireMethod, call: Callable[[], Any], context: 
 
 
 def _async_unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
-    decode, encode, objects, loop = wire.decode_arguments, wire.encode_result, calls.objects, calls.loop
+    decode, encode, objects = wire.decode_arguments, wire.encode_result, calls.objects
 
-    def behavior(request: bytes, context: Any) -> bytes:
+    def behavior(request: bytes, context: Any) -> Awaitable[bytes]:
+        # Here and not on the loop: arguments that are objects are dialled.
         try:
             args, kwargs = decode(request, objects)
         except Exception as error:
             calls.refuse(error, context)
+        return answer(args, kwargs, context)
+
+    async def answer(args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> bytes:
         try:
             with ending_at(_end_of(context)):
-                return encode(_AsyncCall(loop, context).run(_awaited(method(*args, **kwargs))), objects)
+                return encode(await method(*args, **kwargs), objects)
+        except GeneratorExit:
+            raise
         except BaseException as error:
             calls.fail(error, context)
 
@@ -218,30 +195,31 @@ def _async_unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) ->
 
 
 def _async_server_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
-    decode, objects, loop = wire.decode_arguments, calls.objects, calls.loop
+    decode, objects = wire.decode_arguments, calls.objects
 
-    def behavior(request: bytes, context: Any) -> Iterator[bytes]:
+    def behavior(request: bytes, context: Any) -> AsyncIterator[bytes]:
         try:
             args, kwargs = decode(request, objects)
         except Exception as error:
             calls.refuse(error, context)
-        call = _AsyncCall(loop, context)
-        yield from _async_results(calls, wire, call, lambda: method(*args, **kwargs), context)
+        return _async_results(calls, wire, lambda: method(*args, **kwargs), context)
 
     return behavior
 
 
 def _async_client_stream(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
-    decode, encode, objects, loop = wire.decode_argument_stream_async, wire.encode_result, calls.objects, calls.loop
+    decode, encode, objects = wire.decode_argument_stream_async, wire.encode_result, calls.objects
 
-    def behavior(requests: Iterator[bytes], context: Any) -> bytes:
-        async def call() -> Any:
-            args, kwargs = await decode(_asynchronous(requests), objects)
-            return await method(*args, **kwargs)
-
+    async def behavior(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        try:
+            args, kwargs = await decode(requests, objects)
+        except Exception as error:
+            calls.refuse(error, context)
         try:
             with ending_at(_end_of(context)):
-                return encode(_AsyncCall(loop, context).run(call()), objects)
+                return encode(await method(*args, **kwargs), objects)
+        except GeneratorExit:
+            raise
         except BaseException as error:
             calls.fail(error, context)
 
@@ -249,23 +227,24 @@ def _async_client_stream(calls: _Calls, wire: WireMethod, method: Callable[..., 
 
 
 def _async_bidi(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behavior:
-    decode, objects, loop = wire.decode_argument_stream_async, calls.objects, calls.loop
+    decode, objects = wire.decode_argument_stream_async, calls.objects
 
-    def behavior(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        call = _AsyncCall(loop, context)
+    async def behavior(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
-            args, kwargs = call.run(_awaited(decode(_asynchronous(requests), objects)))
+            args, kwargs = await decode(requests, objects)
         except Exception as error:
             calls.refuse(error, context)
-        yield from _async_results(calls, wire, call, lambda: method(*args, **kwargs), context)
+        async with aclosing(_async_results(calls, wire, lambda: method(*args, **kwargs), context)) as results:
+            async for chunk in results:
+                yield chunk
 
     return behavior
 
 
-def _async_results(
-    calls: _Calls, wire: WireMethod, call: _AsyncCall, method: Callable[[], Any], context: Any
-) -> Iterator[bytes]:
-    """The same as `_results` for an asynchronous iterator; each step runs on the event loop."""
+async def _async_results(
+    calls: _Calls, wire: WireMethod, call: Callable[[], Any], context: Any
+) -> AsyncGenerator[bytes, None]:
+    """The same as `_results` for an asynchronous iterator."""
     encode, objects, in_time = wire.encode_result, calls.objects, ending_at(_end_of(context))
     items: Any = None
     try:
@@ -273,37 +252,19 @@ def _async_results(
             try:
                 with in_time:
                     if items is None:
-                        items = aiter(method())
-                    item = call.run(_next(items))
-                if item is _END:
-                    return
-                chunk = encode(item, objects)
+                        items = aiter(call())
+                    chunk = encode(await anext(items), objects)
+            except StopAsyncIteration:
+                return
+            except GeneratorExit:
+                raise
             except BaseException as error:
                 calls.fail(error, context)
             yield chunk
     finally:
         close = getattr(items, "aclose", None)
         if close is not None:
-            call.finish(_awaited(close()))
-
-
-_END: Any = object()
-
-
-async def _next(items: AsyncIterator[Any]) -> Any:
-    return await anext(items, _END)
-
-
-async def _awaited(awaitable: Awaitable[T]) -> T:
-    return await awaitable
-
-
-async def _asynchronous(requests: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """A stream of requests, each waited for on a thread and never on the event loop."""
-    import asyncio
-
-    while (chunk := await asyncio.to_thread(next, requests, None)) is not None:
-        yield chunk
+            await close()
 
 
 _BEHAVIORS: dict[tuple[Kind, bool], Build] = {

@@ -166,7 +166,10 @@ class DirectServer:
         name = behavior_name(handler.request_streaming, handler.response_streaming)
         behavior: Behavior = instead or getattr(handler, name)
         tally = self._in_flight.get(lane)
-        if tally is not None:
+        loop = None if instead else getattr(handler, "loop", None)
+        if tally is not None and loop is not None:
+            behavior = _begun_call(behavior, tally)
+        elif tally is not None:
             wrap = _counted_stream if handler.response_streaming else _counted_call
             behavior = wrap(behavior, tally)
         return MethodHandler(
@@ -175,6 +178,8 @@ class DirectServer:
             response_streaming=handler.response_streaming,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
+            loop=loop,
+            ended=tally.leave if tally is not None and loop is not None else None,
             **{name: behavior},
         )
 
@@ -206,6 +211,20 @@ def _counted_call(behavior: Behavior, tally: InFlight) -> Behavior:
             _abort_for(error, context)
         finally:
             tally.leave()
+
+    return call
+
+
+def _begun_call(behavior: Behavior, tally: InFlight) -> Behavior:
+    """As `_counted_call`, for an asynchronous behavior: who awaits its end says when it has come."""
+
+    def call(request: Any, context: Any) -> Any:
+        tally.enter()
+        try:
+            return behavior(request, context)
+        except BaseException:
+            tally.leave()
+            raise
 
     return call
 

@@ -4,8 +4,8 @@ Handlers have the shape that grpcio and the code of `*_pb2_grpc.py` expect of ea
 and generated ones alike; but no grpc is imported here. Behaviors take bytes where there is no deserializer and give
 bytes where there is no serializer.
 
-An engine runs every call on a thread of the method's lane. Lanes do not take each other's threads, so neither open
-streams nor slow calls can starve what must always be answered:
+An engine runs every call on a thread of the method's lane, but for asynchronous ones, which run on an event loop. Lanes
+do not take each other's threads, so neither open streams nor slow calls can starve what must always be answered:
 
 - ``CALLS``: calls of the user's methods with one request and one response.
 - ``STREAMS``: the user's methods that stream; each holds its thread for as long as it is open.
@@ -17,7 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.event_loop import EventLoop
 
 CALLS = "calls"
 STREAMS = "streams"
@@ -33,6 +36,10 @@ class MethodHandler:
     """One method: the attributes of `grpc.RpcMethodHandler`, and the lane.
 
     Exactly one of the four behaviors is set, the one that the two `streaming` flags ask for.
+
+    :param loop: the behavior is asynchronous, and this is where it runs: it takes an async iterator of requests, and
+        returns at once, an awaitable of its response or an async iterator of them. No thread is held meanwhile.
+    :param ended: called on that loop when an asynchronous behavior has come to its end.
     """
 
     lane: str
@@ -44,6 +51,8 @@ class MethodHandler:
     unary_stream: Behavior | None = None
     stream_unary: Behavior | None = None
     stream_stream: Behavior | None = None
+    loop: EventLoop | None = None
+    ended: Callable[[], None] | None = None
 
 
 def method_handler(
@@ -54,19 +63,22 @@ def method_handler(
     response_streaming: bool = False,
     request_deserializer: Callable[[bytes], Any] | None = None,
     response_serializer: Callable[[Any], bytes] | None = None,
+    loop: EventLoop | None = None,
 ) -> MethodHandler:
     """Wrap a behavior, ``(request, context) -> response``, where either may be an iterator.
 
     :param lane: by default `STREAMS` when anything streams, else `CALLS`.
+    :param loop: where an asynchronous behavior runs; see `MethodHandler`.
     """
-    name = behavior_name(request_streaming, response_streaming)
+    behaviors: dict[str, Any] = {behavior_name(request_streaming, response_streaming): behavior}
     return MethodHandler(
         lane=lane or (STREAMS if request_streaming or response_streaming else CALLS),
         request_streaming=request_streaming,
         response_streaming=response_streaming,
         request_deserializer=request_deserializer,
         response_serializer=response_serializer,
-        **{name: behavior},
+        loop=loop,
+        **behaviors,
     )
 
 

@@ -32,6 +32,7 @@ from hybridload.goplugin.grpc.handlers import (
     service_names,
 )
 from hybridload.goplugin.grpc.threads import CallThreads
+from hybridload.goplugin.grpc.waiting import waiting_behavior
 from hybridload.goplugin.streams.base import Listener
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,10 @@ class _Router:
         streams = handler.request_streaming or handler.response_streaming
         lane = getattr(handler, "lane", None) or (STREAMS if streams else CALLS)
         name = behavior_name(handler.request_streaming, handler.response_streaming)
+        threads = self._lanes[lane]
         behavior = instead or getattr(handler, name)
+        if instead is None and getattr(handler, "loop", None) is not None:
+            behavior = waiting_behavior(handler, threads)
         wrap: Any = _StreamBehavior if handler.response_streaming else _UnaryBehavior
         return MethodHandler(
             lane=lane,
@@ -229,7 +233,7 @@ class _Router:
             response_streaming=handler.response_streaming,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
-            **{name: wrap(behavior, self._lanes[lane])},
+            **{name: wrap(behavior, threads)},
         )
 
 

@@ -20,6 +20,7 @@ from .status import Status, StatusCode, public_code
 from .timers import Timer
 
 if TYPE_CHECKING:
+    from .loop_news import LoopNews
     from .server_link import ServerLink
 
 RESPONSE_HEAD = b"\x88" + named(31, b"application/grpc")
@@ -111,7 +112,7 @@ class ServerCall:
     reader: MessageReader | None = None
     """Made when a message does not come in one piece, as most do."""
     _uncredited = 0
-    _news: threading.Condition | None = None
+    _news: threading.Condition | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
 
     def __init__(self, link: ServerLink, stream_id: int, request: Request, max_receive: int | None) -> None:
@@ -199,7 +200,12 @@ class ServerCall:
         """Wait until `tell`. Called with the link's lock held, which is let go."""
         if self._news is None:
             self._news = threading.Condition(self.link.lock)
+        assert isinstance(self._news, threading.Condition)
         self._news.wait()
+
+    def tell_loop(self, news: LoopNews) -> None:
+        """From now on an event loop is told, and no thread waits. Called with the link's lock held."""
+        self._news = news
 
     # For the handler's thread
 
@@ -217,14 +223,20 @@ class ServerCall:
                 if self.request_ended:
                     raise StopIteration
                 self.wait_for_news()
-            message = self.messages.popleft()
-            size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
-            self._uncredited -= size
-            link.connection.consumed(self.stream_id, size)
-            if not self.messages and self.reader is not None and self.reader.missing:
-                link.connection.expect(self.stream_id, self.reader.missing)
+            message = self.take_message()
         if link.connection.due:
             link.flush_or_delegate()
+        return message
+
+    def take_message(self) -> bytes:
+        """The first of the messages that are there, for which the client may send others. Called with the lock held."""
+        connection = self.link.connection
+        message = self.messages.popleft()
+        size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
+        self._uncredited -= size
+        connection.consumed(self.stream_id, size)
+        if not self.messages and self.reader is not None and self.reader.missing:
+            connection.expect(self.stream_id, self.reader.missing)
         return message
 
     def add_callback(self, callback: Callable[[], None]) -> bool:

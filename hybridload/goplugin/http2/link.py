@@ -14,11 +14,14 @@ other for ever. What a reader owes (answers to PING and SETTINGS, window updates
 from __future__ import annotations
 
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from hybridload.goplugin.streams.base import Stream
 
 from .connection import Connection
+
+if TYPE_CHECKING:
+    from .loop_writer import LoopWriter
 
 SMALL: Final = 1024
 """Bytes that a stream which says that it is writable takes without blocking."""
@@ -30,12 +33,14 @@ _LARGEST_CHUNK: Final = 1 << 20
 class Link:
     """One stream with its connection. Owns the stream."""
 
-    __slots__ = ("_chunk", "_sending", "connection", "lock", "stream")
+    __slots__ = ("_chunk", "_sending", "connection", "lock", "loop_writer", "stream")
 
     def __init__(self, stream: Stream, connection: Connection) -> None:
         self.stream = stream
         self.connection = connection
         self.lock = threading.Lock()
+        self.loop_writer: LoopWriter | None = None
+        """Writes for event loops; made when the first of them needs it."""
         self._sending = threading.Lock()
         self._chunk = _CHUNK
 

@@ -5,6 +5,7 @@ is complete, so that a call costs no change of thread. A handler that takes long
 nothing, so:
 
 - Handlers that stream, in either direction, and handlers that are known to take long, run in a thread of their own.
+- Asynchronous handlers run on an event loop; the leader only begins them (`loop_calls`).
 - While the leader is inside a handler, the server's watchdog looks at it every few milliseconds (`watchdog`). If the
   handler has not returned, another thread is made the leader and goes on reading; the one inside the handler finishes
   it and leaves. The method is remembered as slow for a while.
@@ -53,7 +54,7 @@ from .header_blocks import encode
 from .link import Link
 from .messages import PREFIX, MessageError, check_size, compress
 from .status import Status, StatusCode
-from .workers import WorkersClosed
+from .workers import Job, WorkersClosed
 
 if TYPE_CHECKING:
     from .server import Server
@@ -116,8 +117,8 @@ class ServerLink(Link):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no call is open and no handler is running."""
-        return not self.calls and not self._running
+        """Whether no call is open, no handler is running, and every answer is sent."""
+        return not self.calls and not self._running and not (self.loop_writer and self.loop_writer.busy)
 
     # Leading
 
@@ -161,20 +162,28 @@ class ServerLink(Link):
         """Run a call's handler, here or elsewhere. False when this thread does not lead any more."""
         server = self._server
         handler = call.handler
-        if handler.request_streaming or handler.response_streaming or call.request.path in server.slow:
+        on_loop = _runs_on_loop(handler)
+        streams = handler.request_streaming or handler.response_streaming
+        if (streams and not on_loop) or call.request.path in server.slow:
             self._run_elsewhere(call)
             return True
+        if not on_loop:
+            self._running += 1
+        elif not self._let_outlast(call):
+            return True
         self._leading = call
-        self._running += 1
         self.served += 1
         began = self.busy_since = time.monotonic()
         if server.watchdog.resting:
             server.watchdog.wake()
         try:
-            self._serve_unary(call)
+            if on_loop:
+                self._serve_on_loop(call)
+            else:
+                self._serve_unary(call)
         finally:
             with self.lock:
-                self._running -= 1
+                self._running -= not on_loop
                 leads = self._term == term
                 if leads:
                     self.busy_since = 0.0
@@ -184,14 +193,7 @@ class ServerLink(Link):
         return leads
 
     def _run_elsewhere(self, call: ServerCall) -> None:
-        with self.lock:
-            # Handlers of calls that were reset may still run: they count, or resetting would be a way around the limit.
-            crowded = self._running >= self.connection.limits.max_streams
-            if not crowded:
-                self._running += 1
-            self._set_timer(call)
-        if crowded:
-            self.finish(call, Status(StatusCode.RESOURCE_EXHAUSTED, "too many calls at once on this connection"))
+        if not self._let_outlast(call):
             return
         try:
             self._server.workers.submit(partial(self._serve_elsewhere, call))
@@ -200,8 +202,42 @@ class ServerLink(Link):
                 self._running -= 1
             raise
 
+    def _let_outlast(self, call: ServerCall) -> bool:
+        """Count a handler that will run beside the leader. False when there are too many: the call has ended then."""
+        with self.lock:
+            # Handlers of calls that were reset may still run: they count, or resetting would be a way around the limit.
+            crowded = self._running >= self.connection.limits.max_streams
+            if not crowded:
+                self._running += 1
+            self._set_timer(call)
+        if crowded:
+            self.finish(call, Status(StatusCode.RESOURCE_EXHAUSTED, "too many calls at once on this connection"))
+        return not crowded
+
+    def handler_ended(self) -> None:
+        """A handler that ran beside the leader, on an event loop, has come to its end."""
+        with self.lock:
+            self._running -= 1
+        self._server.call_ended()
+
+    def _serve_on_loop(self, call: ServerCall) -> None:
+        from .loop_calls import LoopCall  # asyncio takes long to import, and most plugins do without
+
+        LoopCall(self, call).begin()
+
+    def submit(self, job: Job) -> None:
+        """Run what may block on another thread.
+
+        :raises WorkersClosed: the server has stopped.
+        """
+        self._server.workers.submit(job)
+
     def _serve_elsewhere(self, call: ServerCall) -> None:
         began = time.monotonic()
+        if _runs_on_loop(call.handler):
+            self._serve_on_loop(call)
+            self._server.forgive(call.request.path, time.monotonic() - began)
+            return
         try:
             if call.handler.request_streaming or call.handler.response_streaming:
                 self._serve_stream(call)
@@ -622,3 +658,8 @@ class ServerLink(Link):
                 self.stream.close_write()
         except StreamError:
             logger.debug("%s did not wait for an explanation", self.stream.peer)
+
+
+def _runs_on_loop(handler: Any) -> bool:
+    """Whether it runs on an event loop (see `grpc.handlers.MethodHandler`). Handlers of other libraries do not."""
+    return getattr(handler, "loop", None) is not None

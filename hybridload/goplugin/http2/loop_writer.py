@@ -1,0 +1,93 @@
+"""Writing a connection's bytes from event loops, which must never wait for the peer to read.
+
+What the coroutines of one turn of a loop add to the connection leaves together, when that turn is over. If it cannot
+leave without waiting, one thread writes for all of them, and whoever adds much meanwhile is made to wait (`drain`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable
+from typing import Final
+
+from hybridload.goplugin.streams.base import StreamError
+
+from .link import Link
+from .loop_news import settle_soon
+from .workers import Job, WorkersClosed
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1 << 18
+"""Bytes that may be due before those who add to them wait."""
+
+
+class LoopWriter:
+    """Writes for one connection; any number of event loops may use it.
+
+    :param submit: runs a job on a thread that may block.
+    :param broken: told, on any thread, why nothing can be written any more.
+    """
+
+    def __init__(self, link: Link, submit: Callable[[Job], None], broken: Callable[[StreamError], None]) -> None:
+        self._link = link
+        self._submit = submit
+        self._broken = broken
+        self._lock = threading.Lock()
+        self._handed = False
+        """Whether a thread is writing for the loops."""
+        self._waiting: list[Future[None]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether what was said is still being written."""
+        return self._handed
+
+    def flush_soon(self, loop: AbstractEventLoop) -> None:
+        """Write what is due when this turn of the loop is over. Called on the loop."""
+        loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what is due if that cannot block; otherwise a thread does it. Never waits."""
+        if self._handed or not self._link.connection.due:
+            return
+        try:
+            if self._link.flush_without_waiting():
+                return
+            with self._lock:
+                if self._handed:
+                    return
+                self._handed = True
+            self._submit(self._flush_waiting)
+        except StreamError as error:
+            self._broken(error)
+        except WorkersClosed:
+            self._rest()
+            logger.debug("%s is being closed: what was to be sent is not", self._link.stream.peer)
+
+    async def drain(self, loop: AbstractEventLoop) -> None:
+        """Wait while more is due than may be."""
+        while self._handed:
+            with self._lock, self._link.lock:
+                if not self._handed or self._link.connection.due_size < _BACKLOG:
+                    return
+                waiter: Future[None] = loop.create_future()
+                self._waiting.append(waiter)
+            await waiter
+
+    def _flush_waiting(self) -> None:
+        try:
+            self._link.flush()
+        except StreamError as error:
+            self._broken(error)
+        self._rest()
+        self.flush()  # what was added since the last look
+
+    def _rest(self) -> None:
+        with self._lock:
+            self._handed = False
+            waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            settle_soon(waiter)
