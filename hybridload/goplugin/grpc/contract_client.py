@@ -10,18 +10,16 @@ import _thread
 import contextlib
 import functools
 import os
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind
+from hybridload.contract.hints import has_reference
 
 if TYPE_CHECKING:
-    import asyncio
-
     from hybridload.contract import Method, Objects, Service
     from hybridload.contract.wire import WireMethod
+    from hybridload.goplugin.grpc.async_calls import AsyncMethod, AsyncResponses
 
 
 class CallContext(Protocol):
@@ -184,58 +182,20 @@ class _Requests:
 
 
 class _AsyncRequests:
-    """The requests of a stream that the caller's own async iterator makes, and the exception that it raised meanwhile.
-
-    A thread of the channel's asks for one after the other, and the caller's event loop makes each when it is asked for.
-    """
+    """The same for an async iterator."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        import asyncio
-
         self._chunks = chunks
-        self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self._wanted: Future[bytes | None] | None = None
-        self._over = False
         self.error: Exception | None = None
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
-    def __next__(self) -> bytes:
-        import asyncio
-
-        making = self._make()
-        with self._lock:
-            if self._over:
-                making.close()
-                raise StopIteration
-            try:
-                self._wanted = asyncio.run_coroutine_threadsafe(making, self._loop)
-            except RuntimeError:
-                making.close()
-                raise
+    async def __anext__(self) -> bytes:
         try:
-            chunk = self._wanted.result()
-        except CancelledError:
-            if self._over:
-                raise StopIteration from None
-            raise RuntimeError("the event loop that makes the requests has ended") from None
-        if chunk is None:
-            raise StopIteration
-        return chunk
-
-    def stop(self) -> None:
-        """Ask the iterator for nothing more: the call is over. Safe to call twice, from any thread."""
-        with self._lock:
-            self._over = True
-            wanted = self._wanted
-        if wanted is not None and not self._loop.is_closed():
-            wanted.cancel()
-
-    async def _make(self) -> bytes | None:
-        try:
-            return await anext(self._chunks, None)
+            return await anext(self._chunks)
+        except StopAsyncIteration:
+            raise
         except Exception as error:
             self.error = error
             raise
@@ -254,7 +214,7 @@ class RemoteStream:
         context: CallContext,
         objects: Objects | None,
         timeout: float | None,
-        requests: _Requests | _AsyncRequests | None = None,
+        requests: _Requests | None = None,
     ) -> None:
         self._call = call
         self._wire = wire
@@ -327,14 +287,24 @@ def _end_elsewhere(end: Callable[[], None]) -> None:
 
 
 class AsyncRemoteStream:
-    """The same for `async for`. Each item is waited for on a thread, never on the event loop.
+    """The same for `async for`: nothing waits on a thread, and a task that is cancelled cancels the call.
 
     :param open: makes the call; called when the first item is asked for, on the loop of whoever asks.
     """
 
-    def __init__(self, open: Callable[[], RemoteStream]) -> None:
+    def __init__(
+        self,
+        open: Callable[[float | None], AsyncResponses],
+        decode: Callable[[bytes], Awaitable[Any]],
+        context: CallContext,
+        requests: _AsyncRequests | None = None,
+    ) -> None:
         self._open = open
-        self._stream: RemoteStream | None = None
+        self._decode = decode
+        self._context = context
+        self._requests = requests
+        self._timeout: float | None = None
+        self._responses: AsyncResponses | None = None
         self._pid = os.getpid()
         self._done = False
         self._when_done: list[Callable[[], None]] = []
@@ -345,23 +315,26 @@ class AsyncRemoteStream:
     async def __anext__(self) -> Any:
         if self._done:
             raise StopAsyncIteration
-        if self._stream is None:
-            try:
-                self._stream = self._open()
-            except BaseException:
-                self._close()
-                raise
-            self._stream.add_done_callback(self._close)
-        import asyncio
-
         try:
-            item = await asyncio.to_thread(next, self._stream, _END)
-        except asyncio.CancelledError:
+            if self._responses is None:
+                self._timeout = self._context.timeout()
+                self._responses = self._open(self._timeout)
+            response = await self._responses.__anext__()
+        except self._context.rpc_error as error:
+            if self._done:
+                raise StopAsyncIteration from None  # closed meanwhile
+            self._close()
+            own = self._requests.error if self._requests is not None else None
+            failure = own or await _explained(self._context, error, self._timeout, stream=True)
+        except BaseException:
             self._close()
             raise
-        if item is _END:
-            raise StopAsyncIteration
-        return item
+        else:
+            return await self._decode(response)
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame
 
     async def aclose(self) -> None:
         """Cancel what is still to come. Safe to call twice."""
@@ -379,8 +352,8 @@ class AsyncRemoteStream:
 
     def _close(self) -> None:
         self._done = True
-        if self._stream is not None:
-            self._stream.close()
+        if self._responses is not None and os.getpid() == self._pid:
+            self._responses.cancel()
         self._call_back()
 
     def _call_back(self) -> None:
@@ -388,24 +361,52 @@ class AsyncRemoteStream:
             self._when_done.pop()()
 
 
-_END = object()
+async def _explained(context: CallContext, error: Any, timeout: float | None, *, stream: bool = False) -> Exception:
+    """What the caller sees for an error of the channel's."""
+    if getattr(error, "code", None) is None or error.code().name not in ("UNAVAILABLE", "CANCELLED"):
+        return context.translate(error, timeout, stream=stream)
+    import asyncio
+
+    # Finding out why the connection broke may wait for the process's end.
+    return await asyncio.to_thread(context.translate, error, timeout, stream=stream)
+
+
+def _decoder(wire: WireMethod, method: Method, objects: Objects | None) -> Callable[[bytes], Awaitable[Any]]:
+    decode = wire.decode_result
+    if has_reference(method.result_shape):
+
+        async def adopted(response: bytes) -> Any:
+            import asyncio
+
+            # An object is dialled, which may take seconds.
+            return await asyncio.to_thread(decode, response, objects)
+
+        return adopted
+
+    async def decoded(response: bytes) -> Any:
+        return decode(response, objects)
+
+    return decoded
+
+
+def _async_method(channel: Any, method: Method) -> AsyncMethod:
+    from hybridload.goplugin.grpc.async_calls import async_method  # asyncio takes long to import
+
+    return async_method(channel, method.path)
 
 
 def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:
-    send = channel.unary_unary(method.path)
+    send, decode = _async_method(channel, method), _decoder(wire, method, objects)
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         request = wire.encode_arguments(args, kwargs, objects)
         timeout = context.timeout()
         try:
-            response = await _outcome(send.future(request, timeout=timeout))
+            response = await send.answer(request, timeout)
         except context.rpc_error as error:
-            import asyncio
-
-            # Finding out why may wait for the process's end.
-            failure = await asyncio.to_thread(context.translate, error, timeout)
+            failure = await _explained(context, error, timeout)
         else:
-            return wire.decode_result(response, objects)
+            return await decode(response)
         try:
             raise failure
         finally:
@@ -414,47 +415,14 @@ def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallCo
     return call
 
 
-def _settle(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-async def _outcome(call: Any) -> bytes:
-    """Wait for a call on the running event loop, without a thread of its own."""
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake(_: Any) -> None:
-        try:
-            loop.call_soon_threadsafe(_settle, waiter)
-        except RuntimeError:
-            pass  # The loop was closed while the call was on its way: nobody waits any more.
-
-    call.add_done_callback(wake)
-    try:
-        await waiter
-    except asyncio.CancelledError:
-        call.cancel()
-        raise
-    result: bytes = call.result()
-    return result
-
-
 def _async_server_stream(
     channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
 ) -> Any:
-    send = channel.unary_stream(method.path)
+    send, decode = _async_method(channel, method), _decoder(wire, method, objects)
 
     def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         request = wire.encode_arguments(args, kwargs, objects)
-
-        def open_stream() -> RemoteStream:
-            timeout = context.timeout()
-            return RemoteStream(_opened(send, request, timeout, context), wire, context, objects, timeout)
-
-        return AsyncRemoteStream(open_stream)
+        return AsyncRemoteStream(functools.partial(send.stream, request), decode, context)
 
     return call
 
@@ -462,22 +430,21 @@ def _async_server_stream(
 def _async_client_stream(
     channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
 ) -> Any:
-    send = channel.stream_unary(method.path)
+    send, decode = _async_method(channel, method), _decoder(wire, method, objects)
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         requests = _AsyncRequests(wire.encode_argument_stream_async(args, kwargs, objects))
         timeout = context.timeout()
         try:
-            response = await _outcome(send.future(requests, timeout=timeout))
+            response = await send.answer(requests, timeout)
         except context.rpc_error as error:
-            import asyncio
-
-            translated = await asyncio.to_thread(context.translate, error, timeout)
+            failure = requests.error or await _explained(context, error, timeout)
         else:
-            return wire.decode_result(response, objects)
+            return await decode(response)
+        try:
+            raise failure
         finally:
-            requests.stop()
-        raise requests.error or translated
+            del failure  # it holds this frame
 
     return call
 
@@ -485,20 +452,11 @@ def _async_client_stream(
 def _async_bidi_stream(
     channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
 ) -> Any:
-    send = channel.stream_stream(method.path)
+    send, decode = _async_method(channel, method), _decoder(wire, method, objects)
 
     def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        chunks = wire.encode_argument_stream_async(args, kwargs, objects)
-
-        def open_stream() -> RemoteStream:
-            requests = _AsyncRequests(chunks)
-            timeout = context.timeout()
-            call = _opened(send, requests, timeout, context)
-            stream = RemoteStream(call, wire, context, objects, timeout, requests)
-            stream.add_done_callback(requests.stop)
-            return stream
-
-        return AsyncRemoteStream(open_stream)
+        requests = _AsyncRequests(wire.encode_argument_stream_async(args, kwargs, objects))
+        return AsyncRemoteStream(functools.partial(send.stream, requests), decode, context, requests)
 
     return call
 

@@ -23,6 +23,7 @@ from .timers import Timer
 
 if TYPE_CHECKING:
     from .client_link import ClientLink
+    from .loop_news import LoopNews
 
 Deserializer = Callable[[bytes], Any] | None
 
@@ -52,7 +53,7 @@ class Call:
     """The server's ``grpc-encoding``."""
     _headers_seen = False
     _uncredited = 0
-    _news: threading.Condition | None = None
+    _news: threading.Condition | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
     _on_end: Callable[[], None] | None = None
 
@@ -218,7 +219,12 @@ class Call:
         """Wait until `tell`. Called with the link's lock held, which is let go."""
         if self._news is None:
             self._news = threading.Condition(self.link.lock)
+        assert isinstance(self._news, threading.Condition)
         self._news.wait(timeout)
+
+    def tell_loop(self, news: LoopNews) -> None:
+        """From now on an event loop is told, and no thread waits. Called with the link's lock held."""
+        self._news = news
 
     def is_over(self) -> bool:
         return self.status is not None
@@ -394,19 +400,23 @@ class StreamCall(Call):
                 if self.status.code is StatusCode.OK:
                     raise StopIteration
                 raise self.error()
-            message = self.messages.popleft()
-            self._credit(message)
+            message = self.take_message()
         if link.connection.due:
             link.flush_or_delegate()
         return self.deserialize(message)
 
-    def _credit(self, message: bytes) -> None:
-        """Let the peer send as much again: all that came when nothing is left to consume."""
+    def take_message(self) -> bytes:
+        """The first of the messages that are there. Called with the lock held.
+
+        Lets the peer send as much again: all that came when nothing is left to consume.
+        """
+        message = self.messages.popleft()
         size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
         self._uncredited -= size
         self.link.connection.consumed(self.stream_id, size)
         if not self.messages and self.reader is not None and self.reader.missing:
             self.link.connection.expect(self.stream_id, self.reader.missing)
+        return message
 
 
 class Responses:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridload.goplugin.streams.base import Stream, StreamError
 
@@ -27,6 +27,9 @@ from .pool import Pool, PoolClosed
 from .status import Status, StatusCode, rpc_error
 from .timers import Timers
 from .workers import Workers, WorkersClosed
+
+if TYPE_CHECKING:
+    from .loop_channel import LoopMethod, SharedLinks
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,7 @@ class Channel:
         self._workers = Workers("hybridload-http2-call")
         self._timers = Timers("hybridload-http2-deadlines")
         self._pool = Pool(dial, self._adopt, max_connections, self._workers if dial_ahead else None)
+        self._shared: SharedLinks | None = None
         # The constant parts of a request's header block: before the path, and after it.
         self._head = b"\x83\x86" + named(1, authority.encode())  # POST, http
         self._tail = (
@@ -116,6 +120,14 @@ class Channel:
     ) -> StreamStream:
         return StreamStream(self, method, request_serializer, response_deserializer)
 
+    def on_loops(self, method: str) -> LoopMethod:
+        """A method, of any kind, for coroutines: no thread waits for its calls."""
+        from .loop_channel import LoopMethod, SharedLinks
+
+        if self._shared is None:
+            self._shared = SharedLinks(self._pool, self._workers)
+        return LoopMethod(self, self._shared, method)
+
     def subscribe(self, callback: Callable[[Any], None], try_to_connect: bool = False) -> None:
         """Accepted for the sake of the shape: connections are made when they are needed, and never reported."""
 
@@ -142,6 +154,10 @@ class Channel:
         self.close()
 
     # How a call is made; for the multicallables below.
+
+    def path_block(self, method: str) -> bytes:
+        """The encoded :path field."""
+        return named(4, method.encode())
 
     def header_block(self, path: bytes, timeout: float | None, metadata: MetadataInput, gzip: bool) -> bytes:
         """A request's header block. `path` is the encoded :path field."""
@@ -256,7 +272,7 @@ class _Method:
     def __init__(self, channel: Channel, method: str, serialize: Serializer, deserialize: Deserializer) -> None:
         self.method = method
         self._channel = channel
-        self._path = named(4, method.encode())
+        self._path = channel.path_block(method)
         self._block = channel.header_block(self._path, None, None, False)
         self._serialize = serialize
         self._deserialize = deserialize

@@ -169,15 +169,9 @@ class ClientLink(Link):
         """
         with self.lock:
             connection = self.connection
-            if self.ended is not None:
-                raise ConnectionClosed(self.ended.details)
-            if self.abandoned:
-                self._cancel_abandoned()
-            call.stream_id = stream_id = connection.open_stream()
-            call.link = self
-            self.calls[stream_id] = call
+            self.admit(call, block)
+            stream_id = call.stream_id
             crowded = len(self.calls) > 1
-            connection.send_headers(stream_id, block)
             if first is not None:
                 size = len(first)
                 if size <= _JOINED_MESSAGE and connection.window(stream_id) >= size + 5:
@@ -186,6 +180,30 @@ class ClientLink(Link):
         self._flush_for(call, guarded=crowded or first is not None)
         if first is not None:
             self.send_message(call, first, ends)
+
+    def admit(self, call: Call, block: bytes) -> None:
+        """Open a stream for `call`, and send its header block. Called with `lock` held.
+
+        :raises ConnectionClosed: the connection takes no more calls.
+        """
+        if self.ended is not None:
+            raise ConnectionClosed(self.ended.details)
+        if self.abandoned:
+            self._cancel_abandoned()
+        call.stream_id = stream_id = self.connection.open_stream()
+        call.link = self
+        self.calls[stream_id] = call
+        self.connection.send_headers(stream_id, block)
+
+    def get_ready(self) -> None:
+        """Have done with what a connection begins with, for those who cannot wait.
+
+        :raises StreamError, TimeoutError: it is of no use.
+        """
+        handshake = getattr(self.stream, "handshake", None)
+        if handshake is not None:
+            handshake()
+        self.flush()
 
     def send_message(self, call: Call, message: bytes, ends: bool) -> None:
         """Send one message, as fast as the peer lets us. Returns early when the call ends."""

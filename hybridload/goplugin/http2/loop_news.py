@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,11 @@ def call_soon(loop: AbstractEventLoop, callback: Callable[..., object], *args: A
     return True
 
 
-def settle_soon(waiter: Future[None]) -> None:
+def settle_soon(waiter: Future[T], result: T = None) -> None:  # type: ignore[assignment]
     """Wake the coroutine that awaits `waiter`, from any thread."""
-    call_soon(waiter.get_loop(), _settle, waiter)
+    call_soon(waiter.get_loop(), _settle, waiter, result)
 
 
-def _settle(waiter: Future[None]) -> None:
+def _settle(waiter: Future[T], result: T) -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(result)

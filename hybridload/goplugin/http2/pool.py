@@ -98,12 +98,14 @@ class Pool:
 
         :raises PoolClosed: the pool is closed.
         """
+        return self.take_shared_now() or self._take_new_or_wait()
+
+    def take_shared_now(self) -> ClientLink | None:
+        """The same if it takes no waiting; `None` otherwise."""
         while True:
             with self._lock:
                 link = self._share(lambda link: link.in_background or link.users == 0)
-            if link is None:
-                return self._take_new_or_wait()
-            if self._is_alive(link):
+            if link is None or self._is_alive(link):
                 return link
 
     def give_back(self, link: ClientLink) -> None:
@@ -191,10 +193,7 @@ class Pool:
         link: ClientLink | None = None
         try:
             link = self._connect()
-            handshake = getattr(link.stream, "handshake", None)
-            if handshake is not None:
-                handshake()
-            link.flush()  # a Go server that is to stop waits for connections that have not said what they are
+            link.get_ready()  # a Go server that is to stop waits for connections that have not said what they are
         except (PoolClosed, StreamError, TimeoutError) as error:
             # Whoever needs one finds out for itself.
             logger.debug("no further connection was opened: %s", error)

@@ -164,7 +164,7 @@ class ServerLink(Link):
         handler = call.handler
         on_loop = _runs_on_loop(handler)
         streams = handler.request_streaming or handler.response_streaming
-        if (streams and not on_loop) or call.request.path in server.slow:
+        if not on_loop and (streams or call.request.path in server.slow):
             self._run_elsewhere(call)
             return True
         if not on_loop:
@@ -234,10 +234,6 @@ class ServerLink(Link):
 
     def _serve_elsewhere(self, call: ServerCall) -> None:
         began = time.monotonic()
-        if _runs_on_loop(call.handler):
-            self._serve_on_loop(call)
-            self._server.forgive(call.request.path, time.monotonic() - began)
-            return
         try:
             if call.handler.request_streaming or call.handler.response_streaming:
                 self._serve_stream(call)

@@ -1,0 +1,422 @@
+"""Calls that coroutines make: they share connections, and no thread waits for them.
+
+A call is begun on the caller's event loop, on the connection that streams share as well. Its reading thread hands the
+call what comes, and `LoopNews` tells the loop. What the loop has to say it writes through `LoopWriter`. So the threads
+are those of the connections, however many calls are in flight, and several loops in several threads may use them.
+
+Only to open a connection a thread is needed for a while, one for all who wait for it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from hybridload.goplugin.streams.base import StreamError
+
+from .calls import Call, StreamCall, UnaryCall, iteration_failed
+from .client_link import ClientLink
+from .connection import ConnectionClosed
+from .frames import ErrorCode
+from .loop_news import LoopNews, call_soon, settle_soon
+from .loop_writer import LoopWriter
+from .messages import PREFIX, MessageError, check_size
+from .pool import Pool, PoolClosed
+from .status import Status, StatusCode, rpc_error
+from .workers import Workers, WorkersClosed
+
+if TYPE_CHECKING:
+    from .channel import Channel
+
+logger = logging.getLogger(__name__)
+
+Request = bytes | AsyncIterator[bytes]
+
+_ATTEMPTS: Final = 3
+_JOINED_MESSAGE: Final = 16384
+"""Up to this size a message and its prefix are one piece; above, the message is not copied."""
+_BREATH: Final = 64
+"""After how many responses that were there already the other coroutines get their turn."""
+
+_CANCELLED: Final = Status(StatusCode.CANCELLED, "Locally cancelled by application!")
+
+
+class SharedLinks:
+    """The connections of a channel, for those who must not wait for them on a thread."""
+
+    def __init__(self, pool: Pool, workers: Workers) -> None:
+        self.workers = workers
+        self.pid = os.getpid()
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._waiting: list[asyncio.Future[Exception | None]] = []
+        self._opening = False
+
+    async def take(self, deadline: float | None) -> ClientLink:
+        """A connection with room for one more call. Give it back when the call ends.
+
+        :param deadline: of `time.monotonic`.
+        :raises PoolClosed, StreamError, TimeoutError: there is none, or was none in time.
+        """
+        while (link := self._pool.take_shared_now()) is None:
+            waiter: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+            with self._lock:
+                self._waiting.append(waiter)
+                opens, self._opening = not self._opening, True
+            if opens:
+                self._open_elsewhere()
+            failure = await asyncio.wait_for(waiter, _remaining(deadline))
+            if failure is not None:
+                raise type(failure)(*failure.args) from failure
+        return link
+
+    def give_back(self, link: ClientLink) -> None:
+        """The call on `link` is over."""
+        self._pool.give_back(link)
+        if self._waiting:
+            self._tell(None)
+
+    def _open_elsewhere(self) -> None:
+        try:
+            self.workers.submit(self._open)
+        except WorkersClosed:
+            self._opened(PoolClosed())
+
+    def _open(self) -> None:
+        """Open a connection, or wait until one has room, for all who wait."""
+        failure: Exception | None = None
+        try:
+            link = self._pool.take_shared()
+            try:
+                link.get_ready()
+            finally:
+                self._pool.give_back(link)
+        except (PoolClosed, StreamError, TimeoutError) as error:
+            failure = error
+        self._opened(failure)
+
+    def _opened(self, failure: Exception | None) -> None:
+        with self._lock:
+            self._opening = False
+        self._tell(failure)
+
+    def _tell(self, failure: Exception | None) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            settle_soon(waiter, failure)
+
+
+class LoopMethod:
+    """One method of the server's, for coroutines. Requests are bytes, or an async iterator of them for a stream.
+
+    :param links: shared by all methods of the channel.
+    """
+
+    def __init__(self, channel: Channel, links: SharedLinks, method: str) -> None:
+        self._channel = channel
+        self._links = links
+        self._method = method
+        self._head = channel.path_block(method)
+
+    async def answer(self, request: Request, timeout: float | None = None) -> bytes:
+        """Call and await the one response. Cancelling the task cancels the call.
+
+        :param timeout: in seconds.
+        :raises RpcError: the call ended with another status than OK.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for attempt in range(_ATTEMPTS):
+            call = UnaryCall(self._method, None, deadline, self._channel.max_receive, True)
+            loop_call = await self._begin(call, request)
+            try:
+                await loop_call.end()
+            finally:
+                loop_call.leave()
+            again = call.unprocessed and isinstance(request, bytes) and attempt < _ATTEMPTS - 1
+            if not again:
+                break
+        return call.response_message()
+
+    def stream(self, request: Request, timeout: float | None = None) -> LoopResponses:
+        """Call, with the first response that is asked for; they come one by one."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        call = StreamCall(self._method, None, deadline, self._channel.max_receive, False)
+        return LoopResponses(call, self._begin(call, request))
+
+    async def _begin(self, call: Call, request: Request) -> LoopCall:
+        """
+        :raises RpcError: it cannot be sent.
+        :raises ValueError: the channel is closed.
+        """
+        channel = self._channel
+        block = channel.header_block(self._head, _remaining(call.deadline), None, False)
+        try:
+            if isinstance(request, bytes):
+                request = channel.serialized(request, None, False)
+            for _ in range(_ATTEMPTS):
+                link = await self._links.take(call.deadline)
+                loop_call = LoopCall(self._links, link, call)
+                try:
+                    await loop_call.begin(block, request, channel.max_send)
+                except ConnectionClosed:
+                    loop_call.leave()
+                except BaseException:
+                    loop_call.leave()
+                    raise
+                else:
+                    return loop_call
+        except MessageError as error:
+            raise rpc_error(error.status, (), self._method) from error
+        except PoolClosed:
+            raise ValueError("Cannot invoke RPC on closed channel!") from None  # grpc's own words
+        except TimeoutError:
+            raise rpc_error(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), (), self._method) from None
+        except StreamError as error:
+            raise rpc_error(Status(StatusCode.UNAVAILABLE, f"cannot connect: {error}"), (), self._method) from error
+        reason = "every connection is closed as soon as it is opened"
+        raise rpc_error(Status(StatusCode.UNAVAILABLE, reason), (), self._method)
+
+
+class LoopCall(LoopNews):
+    """One call on a connection, driven by an event loop."""
+
+    __slots__ = ("_call", "_left", "_link", "_links", "_lost", "_sending", "_timer", "_writer")
+
+    def __init__(self, links: SharedLinks, link: ClientLink, call: Call) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self._links = links
+        self._link = link
+        self._call = call
+        self._writer = _writer_of(link)
+        self._sending: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._left = False
+        self._lost = False
+        """Whether the coroutine that awaited it was dropped."""
+
+    async def begin(self, block: bytes, request: Request, max_send: int | None) -> None:
+        """Send the header block, and the request if that is one message.
+
+        :raises ConnectionClosed: the connection takes no more calls; nothing was sent.
+        """
+        link, call, connection = self._link, self._call, self._link.connection
+        first = request if isinstance(request, bytes) else None
+        with link.lock:
+            link.admit(call, block)
+            call.tell_loop(self)
+            if first is not None and len(first) + 5 <= min(_JOINED_MESSAGE, connection.window(call.stream_id)):
+                connection.send_data(call.stream_id, PREFIX.pack(0, len(first)) + first, True)
+                first = None
+            link.read_for_others()
+        self._writer.flush_soon(self.loop)
+        if call.deadline is not None:
+            self._timer = self.loop.call_later(max(0.0, call.deadline - time.monotonic()), self._expire)
+        if first is not None:
+            try:
+                await self._send(first, ends=True)
+            except BaseException:
+                self.cancel(_CANCELLED)
+                raise
+        elif not isinstance(request, bytes):
+            self._sending = self.loop.create_task(self._send_all(request, max_send))
+
+    async def end(self) -> None:
+        """Await the end of the call; it is cancelled when whoever awaits it is."""
+        link, call = self._link, self._call
+        while call.status is None:
+            with link.lock:
+                if call.status is not None:
+                    break
+                waiter = self.expect()
+            await self.awaited(waiter)
+
+    async def awaited(self, waiter: asyncio.Future[None]) -> None:
+        """Await news; the call is cancelled when whoever awaits them is."""
+        try:
+            await waiter
+        except GeneratorExit:
+            # Whoever collects garbage may be in the middle of the connection, with the locks that ending a call takes.
+            self._lost = True
+            if os.getpid() == self._links.pid:
+                _thread.start_new_thread(self.abandon, ())
+            raise
+        except BaseException:
+            self.cancel(_CANCELLED)
+            raise
+
+    def cancel(self, status: Status) -> None:
+        """End the call from this side, if it is not over; from any thread. In a forked child it is not ours to end."""
+        link, call = self._link, self._call
+        if os.getpid() != self._links.pid:
+            return
+        with link.lock:
+            if call.status is not None:
+                return
+            link.connection.reset(call.stream_id, ErrorCode.CANCEL)
+            link.finish(call, status)
+        self._writer.flush()
+
+    def abandon(self) -> None:
+        """End the call, from any thread: nobody awaits anything of it any more."""
+        self.cancel(_CANCELLED)
+        self._give_back()
+
+    def leave(self) -> None:
+        """Give the connection back, once the call is over. Safe to call twice."""
+        if self._lost:
+            return
+        self._give_back()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    def consumed(self) -> None:
+        """Somebody took a response: tell the server, if it is due."""
+        if self._link.connection.due:
+            self._writer.flush_soon(self.loop)
+
+    def notify_all(self) -> None:
+        super().notify_all()
+        if self._call.status is None:
+            return
+        if self.loop.is_closed():
+            try:
+                self._links.workers.submit(self._give_back)
+            except WorkersClosed:
+                logger.debug("the channel is closed, and its connections with it")
+        elif self._sending is not None:
+            call_soon(self.loop, self._sending.cancel)
+
+    def _give_back(self) -> None:
+        with self._link.lock:
+            left, self._left = self._left, True
+        if not left:
+            self._links.give_back(self._link)
+
+    def _expire(self) -> None:
+        self.cancel(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
+
+    # Sending
+
+    async def _send_all(self, requests: AsyncIterator[bytes], max_send: int | None) -> None:
+        link, call = self._link, self._call
+        try:
+            async for request in requests:
+                check_size(request, max_send)
+                if not await self._send(request, ends=False):
+                    return
+                await asyncio.sleep(0)  # an iterator that never waits holds up nobody, and what it gave is sent
+        except MessageError as error:
+            self.cancel(error.status)
+        except Exception:
+            self.cancel(iteration_failed())
+        except BaseException:
+            self.cancel(_CANCELLED)
+            raise
+        else:
+            with link.lock:
+                if call.status is None and link.connection.is_sending(call.stream_id):
+                    link.connection.send_data(call.stream_id, b"", end_stream=True)
+            self._writer.flush_soon(self.loop)
+        finally:
+            close = getattr(requests, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _send(self, message: bytes, ends: bool) -> bool:
+        """Send one message, as fast as the server lets us. False when the call is over, or its sending half is."""
+        link, call, connection = self._link, self._call, self._link.connection
+        prefix = PREFIX.pack(0, len(message))
+        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
+        for number, piece in enumerate(pieces, 1):
+            view = memoryview(piece)
+            while view:
+                waiter: asyncio.Future[None] | None = None
+                with link.lock:
+                    if call.status is not None or not connection.is_sending(call.stream_id):
+                        return False
+                    sent = connection.send_data(call.stream_id, view, ends and number == len(pieces))
+                    if not sent:
+                        waiter = self.expect()
+                self._writer.flush_soon(self.loop)
+                if waiter is not None:
+                    await waiter
+                else:
+                    view = view[sent:]
+                    await self._writer.drain(self.loop)
+        return True
+
+
+class LoopResponses:
+    """The responses of a call, for `async for`. When a task that awaits one is cancelled, so is the call."""
+
+    def __init__(self, call: StreamCall, beginning: Coroutine[Any, Any, LoopCall]) -> None:
+        self._call = call
+        self._beginning: Coroutine[Any, Any, LoopCall] | None = beginning
+        self._loop_call: LoopCall | None = None
+        self._taken = 0
+
+    def __aiter__(self) -> LoopResponses:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next response, as soon as it is there.
+
+        :raises StopAsyncIteration: there are no more, and the status is OK.
+        :raises RpcError: the call ended otherwise.
+        """
+        call = self._call
+        if self._loop_call is None:
+            if self._beginning is None:
+                raise StopAsyncIteration  # it was cancelled before it had begun
+            beginning, self._beginning = self._beginning, None
+            self._loop_call = await beginning
+        loop_call, link = self._loop_call, call.link
+        self._taken += 1
+        if self._taken % _BREATH == 0:
+            await asyncio.sleep(0)
+        message, status = b"", None
+        while True:
+            with link.lock:
+                if call.messages:
+                    message = call.take_message()
+                    break
+                if call.status is not None:
+                    status = call.status
+                    break
+                waiter = loop_call.expect()
+            await loop_call.awaited(waiter)
+        if status is not None:
+            loop_call.leave()
+            if status.code is StatusCode.OK:
+                raise StopAsyncIteration
+            raise call.error()
+        loop_call.consumed()
+        return message
+
+    def cancel(self) -> None:
+        """End the call. Safe to call twice, and from any thread."""
+        if self._beginning is not None:
+            self._beginning.close()
+            self._beginning = None
+        elif self._loop_call is not None:
+            self._loop_call.abandon()
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _writer_of(link: ClientLink) -> LoopWriter:
+    with link.lock:
+        if link.loop_writer is None:
+            link.loop_writer = LoopWriter(link, link.workers.submit, lambda error: link.fail(str(error)))
+        return link.loop_writer
