@@ -12,6 +12,8 @@ from hybridload import Contract
 from hybridload.deadlines import end_of_calls
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.contract_server import contract_service
+from hybridload.goplugin.grpc.threads import CallThreads
+from hybridload.goplugin.grpc.waiting import waiting_behavior
 
 CENTURY = 36_525 * 86_400.0
 
@@ -85,10 +87,17 @@ def loop() -> Iterator[EventLoop]:
     assert made.close(20.0)
 
 
+@pytest.fixture
+def threads() -> Iterator[CallThreads]:
+    made = CallThreads("requests", None)
+    yield made
+    assert made.close(20.0)
+
+
 @pytest.mark.parametrize(("left", "held"), [(20.0, True), (None, False), (CENTURY, False)])
 @pytest.mark.parametrize("name", [name for name in vars(Watch) if not name.startswith("_")])
 def test_what_a_method_calls_is_held_to_the_calls_deadline(
-    loop: EventLoop, name: str, left: float | None, held: bool
+    loop: EventLoop, threads: CallThreads, name: str, left: float | None, held: bool
 ) -> None:
     service = Contract(Clock, service="test.Clock").complete()
     engine: Any = None  # nothing fails
@@ -102,6 +111,8 @@ def test_what_a_method_calls_is_held_to_the_calls_deadline(
     else:
         request = wire.encode_arguments((2,) if many else (), {}, None)
     behavior: Any = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+    if handler.loop is not None:
+        behavior = waiting_behavior(handler, threads)
     answer = behavior(request, Context(left))
     found = []
     for chunk in answer if many else [answer]:
