@@ -70,21 +70,24 @@ class Call:
     # What comes from the connection. Called with the link's lock held.
 
     def take_answer(self, data: bytes) -> bool:
-        """Take what the connection received if it is all of this call's answer, and like the last one."""
+        """Take what the connection received if it is all of this call's answer, and like the last one.
+
+        For a unary call that only the thread which makes it knows of: nobody else is told of its end.
+        """
         link = self.link
-        if link.last_trailers is None or link.last_headers is None or self._headers_seen or not self.single:
+        if link.last_trailers is None or link.last_headers is None or self._headers_seen or self.status is not None:
             return False
         answer = link.connection.receive_answer(self.stream_id, data, self._max_receive)
         if answer is None:
             return False
         headers, message, trailers = answer
+        self.messages.append(message)
         if headers is link.last_headers[0] and trailers is link.last_trailers:
-            self.messages.append(message)
             self.initial = link.last_headers[1]
-            link.finish(self, OK)
+            self.status = OK
+            del link.calls[self.stream_id]
         else:
             self.on_headers(headers, False)
-            self.messages.append(message)
             if self.status is None:
                 self._on_trailers(trailers)
         return True
@@ -242,15 +245,6 @@ class Call:
         assert self.status is not None
         return rpc_error(self.status, self.initial or (), self.method)
 
-    def response_message(self) -> bytes:
-        """The one response of a call that is over.
-
-        :raises RpcError: its status is not OK.
-        """
-        if self.status is not OK and (self.status is None or self.status.code is not StatusCode.OK):
-            raise self.error()
-        return self.messages[0]
-
     def deserialize(self, message: bytes) -> Any:
         return message if self._deserialize is None else self._deserialize(message)
 
@@ -326,7 +320,9 @@ class UnaryCall(Call):
 
         :raises RpcError: its status is not OK.
         """
-        message = self.response_message()
+        if self.status is not OK and (self.status is None or self.status.code is not StatusCode.OK):
+            raise self.error()
+        message = self.messages[0]
         return message if self._deserialize is None else self._deserialize(message)
 
     def result(self, timeout: float | None = None) -> Any:

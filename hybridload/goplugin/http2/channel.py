@@ -318,8 +318,10 @@ class UnaryUnary(_Method):
         if timeout is not None or metadata is not None or compression is not None:
             return self._run(request, timeout, metadata, compression).response()
         channel = self._channel
+        if self._serialize is not None or channel.max_send is not None or len(request) > LARGEST_MESSAGE:
+            request = self._message(request, False)
         call = UnaryCall(self.method, self._deserialize, None, channel.max_receive, True)
-        return channel.run(call, self._block, self._message(request, False)).response()
+        return channel.run(call, self._block, request).response()
 
     def with_call(
         self,

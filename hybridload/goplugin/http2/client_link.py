@@ -131,36 +131,39 @@ class ClientLink(Link):
 
         :raises ConnectionClosed: the connection takes no more calls; nothing was sent.
         """
-        if self._reading or self.calls or self.abandoned or len(message) > _JOINED_MESSAGE:
-            self.begin(call, block, message, ends=True)
-            self.wait_for_end(call)
-            return
         connection = self.connection
-        with self._sending:
-            with self.lock:
-                if self.ended is not None:
-                    raise ConnectionClosed(self.ended.details)
-                body = PREFIX.pack(call.compressed, len(message)) + message
-                stream_id = connection.open_with(block, body, end_stream=True)
+        stream_id = 0
+        if not self._reading and not self.calls and not self.abandoned:
+            try:
+                with self._sending:
+                    with self.lock:
+                        if self.ended is not None:
+                            raise ConnectionClosed(self.ended.details)
+                        if not self._reading and not self.calls:
+                            stream_id, due = connection.ask(block, message, call.compressed)
+                        if stream_id:
+                            call.stream_id = stream_id
+                            call.link = self
+                            self.calls[stream_id] = call
+                            self._reading = True
+                    if stream_id:
+                        if not connection.settings_seen:
+                            self._shake_hands(call)
+                        self.stream.send(due)
+            except StreamError as error:
+                # So little is taken by the stream as a whole or not at all: nobody can have acted on it.
+                call.unprocessed = call.deadline is None or time.monotonic() < call.deadline
+                with self.lock:
+                    self._reading = False
+                    self._fail(str(error))
+                return
+            except BaseException:
                 if stream_id:
-                    call.stream_id = stream_id
-                    call.link = self
-                    self.calls[stream_id] = call
-                    due = connection.data_to_send()
-            if stream_id:
-                try:
-                    if not connection.settings_seen:
-                        self._shake_hands(call)
-                    self.stream.send(due[0] if len(due) == 1 else b"".join(due))
-                except StreamError as error:
-                    # So little is taken by the stream as a whole or not at all: nobody can have acted on it.
-                    call.unprocessed = call.deadline is None or time.monotonic() < call.deadline
-                    self.fail(str(error))
+                    self._break_off()
+                raise
         if not stream_id:
             self.begin(call, block, message, ends=True)
-        elif connection.due:
-            self.flush_or_delegate()  # what somebody left to us while we were sending
-        self.wait_for_end(call)
+        self.wait_for_end(call, reading=stream_id != 0)
 
     def begin(self, call: Call, block: bytes, first: bytes | None, ends: bool) -> None:
         """Open a stream for `call` and send its header block, with the only or first message if there is one.
@@ -342,19 +345,32 @@ class ClientLink(Link):
 
     # Reading
 
-    def wait_for_end(self, call: Call) -> None:
-        """Wait, reading if nobody else does, until the call is over. For callers that nobody can cancel."""
-        with self.lock:
-            while call.status is None and not self._reading:
+    def wait_for_end(self, call: Call, reading: bool = False) -> None:
+        """Wait, reading if nobody else does, until the call is over. For callers that nobody can cancel.
+
+        :param reading: whether this thread has the role already.
+        """
+        lock = self.lock
+        if not reading:
+            lock.acquire()
+        try:
+            while call.status is None and (reading or not self._reading):
                 deadline = call.deadline
+                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
-                    self._read(None if deadline is None else max(0.0, deadline - time.monotonic()), call)
+                    if reading:
+                        reading = False
+                        self._read_in_role(remaining, call)
+                    else:
+                        self._read(remaining, call)
                 except TimeoutError:
                     break
             if call.status is None and not self.wait_for(call, call.is_over, call.deadline, may_read=True):
                 self._expire(call)
             if self.calls and not self._reading:
                 self._start_background()
+        finally:
+            lock.release()
 
     def wait_for(
         self, call: Call, settled: Callable[[], bool], deadline: float | None, *, may_read: bool = False
@@ -387,6 +403,10 @@ class ClientLink(Link):
         """
         self._reading = True
         self.lock.release()
+        self._read_in_role(timeout, only)
+
+    def _read_in_role(self, timeout: float | None, only: Call | None) -> None:
+        """As `_read`, for who has the role and not the lock. Returns, and raises, without the role and with the lock."""
         failure = ""
         data = b""
         try:
@@ -411,6 +431,12 @@ class ClientLink(Link):
                 self._cancel_abandoned()
         else:
             self._fail(failure or f"{self.stream.peer} closed the connection")
+
+    def _break_off(self) -> None:
+        """Whoever had the role was interrupted while it sent: nothing can follow half a frame."""
+        with self.lock:
+            self._reading = False
+        self.stream.close()
 
     def _start_background(self) -> None:
         if self._closed or self.ended is not None:

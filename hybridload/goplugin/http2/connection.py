@@ -68,6 +68,15 @@ _JOINED_DATA: Final = 16384
 _DATA_HEADER: Final = Struct(">HBBBLBL")
 """The header of a DATA frame and the prefix of a gRPC message behind it."""
 
+_pack, _unpack = frames.HEADER.pack, frames.HEADER.unpack_from
+_pack_message, _unpack_message = _DATA_HEADER.pack, _DATA_HEADER.unpack_from
+
+_SHORTEST_REQUEST: Final = frames.HEADER.size + _DATA_HEADER.size
+_SHORTEST_ANSWER: Final = _SHORTEST_REQUEST + frames.HEADER.size
+
+_LOW_WINDOW: Final = 1 << 30
+"""Bytes. The connection's window is topped up when it falls below."""
+
 _FORGIVEN_BY_HEADERS: Final = 20
 _FORGIVEN_BY_DATA: Final = 2
 
@@ -146,14 +155,18 @@ class Connection:
         self._initial_send_window = frames.DEFAULT_WINDOW
         self._max_send_frame = frames.DEFAULT_MAX_FRAME
         self._receive_window = frames.LARGEST_WINDOW
+        self._stream_window = self.limits.stream_window
         self._resets = Budget(self.limits.resets, clock)
         self._chatter = Budget(self.limits.chatter, clock)
+        self._ended_well = 0  # streams, since a reset was last spent
         self._useful = 0  # what frames that carried something have earned since chatter was last spent
         # What was received but could not be parsed yet, and how long it must become before another look is worth it.
         self._pending = bytearray()
         self._needed = 0
         self._greeting = frames.PREFACE if self._is_server else b""
         self.settings_seen = False
+        # Whether the peer's next byte begins a frame that may begin anything: what the short ways through ask for.
+        self._between_frames = False
         # Inside the payload of a DATA frame: what is left of it, its stream (none: to be dropped) and its end.
         self._data_left = 0
         self._data_stream: _Stream | None = None
@@ -226,55 +239,77 @@ class Connection:
         self._streams[stream_id] = _Stream(stream_id, self._initial_send_window, self.limits.stream_window)
         return stream_id
 
-    def open_with(self, block: bytes, body: bytes, end_stream: bool) -> int:
-        """Open a stream, and send a header block and a body at once: 0 when that takes more than one frame each.
+    def ask(self, block: bytes, message: bytes, compressed: int) -> tuple[int, bytes]:
+        """Open a stream and send the whole of a unary request: a header block and one message, which end our half.
+
+        Returns the stream's id and all that is due, the request last; it is handed over as by `data_to_send`. Returns
+        zero and nothing where that takes more than one frame each.
 
         :raises ConnectionClosed: there can be no more streams on this connection.
         """
-        size = len(body)
         length = len(block)
-        room = min(self._initial_send_window, self._send_window, _JOINED_DATA)
-        if size > room or length > frames.DEFAULT_MAX_FRAME:
-            return 0
-        stream_id = self.open_stream()
-        stream = self._streams[stream_id]
-        stream.send_window -= size
+        size = len(message) + 5
+        window = self._initial_send_window
+        if size > window or size > self._send_window or size > _JOINED_DATA or length > frames.DEFAULT_MAX_FRAME:
+            return 0, b""
+        stream_id = self._next_id
+        if self.failed or self.going_away or stream_id > frames.LARGEST_STREAM_ID:
+            raise ConnectionClosed("the connection takes no more streams")
+        self._next_id = stream_id + 2
         self._send_window -= size
-        stream.sending = not end_stream
-        pack = frames.HEADER.pack
-        self.due.append(
-            pack(length >> 8, length & 255, frames.HEADERS, frames.END_HEADERS, stream_id)
+        self._streams[stream_id] = stream = _Stream(stream_id, window - size, self._stream_window)
+        stream.sending = False
+        data = (
+            _pack(length >> 8, length & 255, 1, 4, stream_id)
             + block
-            + pack(size >> 8, size & 255, frames.DATA, frames.END_STREAM if end_stream else 0, stream_id)
-            + body
+            + _pack_message(size >> 8, size & 255, 0, 1, stream_id, compressed, size - 5)
+            + message
         )
-        return stream_id
+        if self.due:
+            self.due.append(data)
+            data = b"".join(self.data_to_send())
+        return stream_id, data
 
-    def answer(self, stream_id: int, head: bytes, body: bytes, trailers: bytes) -> bool:
-        """Send header block, body and trailers at once, and end our half. False when one frame each is not enough.
+    def answer(self, stream_id: int, head: bytes, message: bytes, compressed: int, trailers: bytes) -> bytes:
+        """Send the whole of a unary answer, a header block, one message and trailers, and end our half.
+
+        Returns all that is due, the answer last; it is handed over as by `data_to_send`. Returns nothing where one
+        frame each is not enough.
 
         :raises StreamClosed: the stream takes no more.
         """
-        stream = self._sending_stream(stream_id)
-        size = len(body)
+        stream = self._streams.get(stream_id)
+        if stream is None or not stream.sending or self.failed:
+            raise StreamClosed(f"stream {stream_id} is closed")
+        size = len(message) + 5
         length = len(head)
         last = len(trailers)
-        room = min(stream.send_window, self._send_window, _JOINED_DATA)
-        if size > room or length > frames.DEFAULT_MAX_FRAME or last > frames.DEFAULT_MAX_FRAME:
-            return False
-        stream.send_window -= size
+        if (
+            size > stream.send_window
+            or size > self._send_window
+            or size > _JOINED_DATA
+            or length > frames.DEFAULT_MAX_FRAME
+            or last > frames.DEFAULT_MAX_FRAME
+        ):
+            return b""
         self._send_window -= size
-        pack = frames.HEADER.pack
-        self.due.append(
-            pack(length >> 8, length & 255, frames.HEADERS, frames.END_HEADERS, stream_id)
+        data = (
+            _pack(length >> 8, length & 255, 1, 4, stream_id)
             + head
-            + pack(size >> 8, size & 255, frames.DATA, 0, stream_id)
-            + body
-            + pack(last >> 8, last & 255, frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, stream_id)
+            + _pack_message(size >> 8, size & 255, 0, 0, stream_id, compressed, size - 5)
+            + message
+            + _pack(last >> 8, last & 255, 1, 5, stream_id)
             + trailers
         )
-        self._end_sending(stream)
-        return True
+        if stream.receiving:
+            stream.send_window -= size
+            stream.sending = False
+        else:
+            self._end(stream)
+        if self.due:
+            self.due.append(data)
+            data = b"".join(self.data_to_send())
+        return data
 
     def send_headers(self, stream_id: int, block: bytes, end_stream: bool = False) -> None:
         """Send an encoded header block: the first of the stream, or trailers (with `end_stream`).
@@ -382,7 +417,7 @@ class Connection:
 
     def _end(self, stream: _Stream) -> None:
         del self._streams[stream.id]
-        self._resets.earn(1)
+        self._ended_well += 1
 
     # What the peer sends.
 
@@ -403,6 +438,10 @@ class Connection:
             self.failed = self.going_away = True
             self.due.append(frames.goaway(self._highest_peer_id, error.code, str(error)))
             events.append(ConnectionFailed(error.code, str(error)))
+        self._between_frames = (
+            self.settings_seen
+            and not (self.failed or self._pending or self._data_left or self._block is not None)
+        )
         return events
 
     def receive_answer(
@@ -415,39 +454,52 @@ class Connection:
         WINDOW_UPDATE before the answer, then three frames that hold one field list, one uncompressed message of at
         most `max_size` bytes, one field list, all of a kind that was seen before.
         """
-        found = self._skip_control(data)
-        stream = self._streams.get(stream_id)
-        if found is None or stream is None or stream.received_headers:
-            return None
-        position, increment, ping = found
-        blocks = self._known_blocks
         end = len(data)
-        high, low, kind, flags, number = frames.HEADER.unpack_from(data, position)
-        after = position + 9 + low
-        if high or flags != frames.END_HEADERS or number != stream_id or after + 14 > end:
+        stream = self._streams.get(stream_id)
+        if (
+            end < _SHORTEST_ANSWER
+            or stream is None
+            or stream.received_headers
+            or not self._between_frames
+            or self._receive_window <= _LOW_WINDOW
+        ):
             return None
-        head = blocks.get(data[position + 9 : after])
-        high, low, kind, flags, number, compressed, size = _DATA_HEADER.unpack_from(data, after)
+        position = increment = 0
+        ping = b""
+        if data[3] != 1:
+            found = self._skip_control(data)
+            if found is None:
+                return None
+            position, increment, ping = found
+        high, low, kind, flags, number = _unpack(data, position)
+        start = position + 9
+        after = start + low
+        if high or kind != 1 or flags != 4 or number != stream_id or after + 23 > end:
+            return None
+        high, low, kind, flags, number, compressed, size = _unpack_message(data, after)
         length = high << 8 | low
         last = after + 9 + length
         if kind or flags or number != stream_id or compressed or size + 5 != length or last + 9 > end:
             return None
-        high, low, kind, flags, number = frames.HEADER.unpack_from(data, last)
+        high, low, kind, flags, number = _unpack(data, last)
         if kind != 1 or flags != 5 or number != stream_id or high or last + 9 + low != end:
             return None
-        tail = blocks.get(data[last + 9 :])
+        known = self._known_blocks
+        head = known.get(data[start:after])
+        tail = known.get(data[last + 9 :])
         if (
             head is None
             or tail is None
-            or not head.plain
-            or not tail.plain
-            or head.kind is not RESPONSE
-            or tail.kind is not TRAILERS
+            or head.usual is not RESPONSE
+            or tail.usual is not TRAILERS
             or length > stream.receive_window
             or (max_size is not None and size > max_size)
         ):
             return None
-        self._commit_control(increment, ping, length)
+        self._receive_window -= length
+        self._useful += _FORGIVEN_BY_HEADERS
+        if position:
+            self._commit_control(increment, ping)
         if stream.sending:
             stream.receiving = False
         else:
@@ -459,56 +511,60 @@ class Connection:
 
         As `receive_answer`, for servers: two frames, of which the second ends the stream.
         """
-        found = self._skip_control(data)
-        if found is None or self.going_away or len(self._streams) >= self.limits.max_streams:
-            return None
-        position, increment, ping = found
         end = len(data)
-        high, low, kind, flags, stream_id = frames.HEADER.unpack_from(data, position)
-        after = position + 9 + low
-        if high or flags != frames.END_HEADERS or stream_id <= self._highest_peer_id or after + 14 > end:
-            return None
-        high, low, kind, flags, number, compressed, size = _DATA_HEADER.unpack_from(data, after)
-        length = high << 8 | low
-        if kind or flags != 1 or number != stream_id or compressed or size + 5 != length or after + 9 + length != end:
-            return None
-        block = self._known_blocks.get(data[position + 9 : after])
         if (
-            block is None
-            or not block.plain
-            or block.kind is not REQUEST
-            or not stream_id & 1
-            or stream_id > frames.LARGEST_STREAM_ID
-            or length > self.limits.stream_window
-            or (max_size is not None and size > max_size)
-        ):
-            return None
-        self._commit_control(increment, ping, length)
-        self._highest_peer_id = stream_id
-        stream = _Stream(stream_id, self._initial_send_window, self.limits.stream_window)
-        stream.receiving = False
-        stream.received_headers = True
-        self._streams[stream_id] = stream
-        return stream_id, block.headers, data[after + 14 :]
-
-    def _skip_control(self, data: bytes) -> tuple[int, int, bytes] | None:
-        """Where the first HEADERS is, and what PING and WINDOW_UPDATE before it say; none where that is not all."""
-        if (
-            self._pending
-            or self._data_left
-            or self._block is not None
-            or not self.settings_seen
-            or self.failed
-            or self._receive_window <= 1 << 30
-            or self._control_size
+            end < _SHORTEST_REQUEST
+            or not self._between_frames
+            or self.going_away
+            or self._receive_window <= _LOW_WINDOW
         ):
             return None
         position = increment = 0
         ping = b""
+        if data[3] != 1:
+            found = self._skip_control(data)
+            if found is None:
+                return None
+            position, increment, ping = found
+        high, low, kind, flags, stream_id = _unpack(data, position)
+        start = position + 9
+        after = start + low
+        if high or kind != 1 or flags != 4 or stream_id <= self._highest_peer_id or after + 14 > end:
+            return None
+        high, low, kind, flags, number, compressed, size = _unpack_message(data, after)
+        length = high << 8 | low
+        if kind or flags != 1 or number != stream_id or compressed or size + 5 != length or after + 9 + length != end:
+            return None
+        block = self._known_blocks.get(data[start:after])
+        if (
+            block is None
+            or block.usual is not REQUEST
+            or not stream_id & 1
+            or stream_id > frames.LARGEST_STREAM_ID
+            or length > self._stream_window
+            or (max_size is not None and size > max_size)
+            or len(self._streams) >= self.limits.max_streams
+        ):
+            return None
+        self._receive_window -= length
+        self._useful += _FORGIVEN_BY_HEADERS
+        if position:
+            self._commit_control(increment, ping)
+        self._highest_peer_id = stream_id
+        self._streams[stream_id] = stream = _Stream(stream_id, self._initial_send_window, self._stream_window)
+        stream.receiving = False
+        stream.received_headers = True
+        return stream_id, block.headers, data[after + 14 :]
+
+    def _skip_control(self, data: bytes) -> tuple[int, int, bytes] | None:
+        """Where the first HEADERS is, and what PING and WINDOW_UPDATE before it say; none where that is not all."""
+        if self._control_size:
+            return None
+        position = increment = 0
+        ping = b""
         end = len(data)
-        unpack = frames.HEADER.unpack_from
         while position + 9 <= end:
-            high, low, kind, flags, stream_id = unpack(data, position)
+            high, low, kind, flags, stream_id = _unpack(data, position)
             if kind == 1:
                 return position, increment, ping
             body = position + 9
@@ -525,11 +581,9 @@ class Connection:
                 return None
         return None
 
-    def _commit_control(self, increment: int, ping: bytes, length: int) -> None:
-        """What was skipped, and the data that followed, take effect."""
+    def _commit_control(self, increment: int, ping: bytes) -> None:
+        """What was skipped takes effect."""
         self._send_window += increment
-        self._receive_window -= length
-        self._useful += _FORGIVEN_BY_HEADERS
         if ping:
             self._useful -= 1  # one is always covered by the headers that came with it
             self._queue_control(frames.ping(ping, ack=True))
@@ -633,7 +687,7 @@ class Connection:
         self._receive_window -= counted
         if self._receive_window < 0:
             raise FrameError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
-        if self._receive_window < 1 << 30:
+        if self._receive_window < _LOW_WINDOW:
             self._queue_control(frames.window_update(0, frames.LARGEST_WINDOW - self._receive_window))
             self._receive_window = frames.LARGEST_WINDOW
         stream = self._streams.get(stream_id)
@@ -653,7 +707,7 @@ class Connection:
             or not stream.received_headers
             or stream.awaited is not None
             or stream.receive_window < length
-            or self._receive_window <= 1 << 30
+            or self._receive_window <= _LOW_WINDOW
         ):
             return False
         stream.receive_window -= length
@@ -763,7 +817,7 @@ class Connection:
         elif not stream.receiving:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after the end of the stream")
             return
-        if not block.plain or stream.received_headers or block.kind is not self._first_kind:
+        if stream.received_headers or block.usual is not self._first_kind:
             problem = self._block_problem(stream, block, ends)
             if problem:
                 self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, problem)
@@ -832,6 +886,9 @@ class Connection:
             self._spend_reset()
 
     def _spend_reset(self) -> None:
+        if self._ended_well:
+            self._resets.earn(self._ended_well)
+            self._ended_well = 0
         if not self._resets.spend():
             raise FrameError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams opened only to be reset")
 

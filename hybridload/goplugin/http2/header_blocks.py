@@ -44,7 +44,7 @@ class Block:
     :param problem: why it is malformed; empty when it is not.
     :param content_length: the body's size as announced; `None` where it is not, as is usual.
     :param informational: an interim (1xx) response.
-    :param plain: none of the three above.
+    :param usual: the kind, where none of the three above is the matter; otherwise empty.
     """
 
     headers: Headers
@@ -52,7 +52,7 @@ class Block:
     problem: str
     content_length: int | None
     informational: bool
-    plain: bool
+    usual: str
 
 
 class BlockDecoder:
@@ -125,8 +125,8 @@ def judge(headers: Headers) -> Block:
     if kind != REQUEST:
         problem = "" if problem.startswith("te is") else problem
     informational = kind == RESPONSE and pseudo[b":status"][:1] == b"1"
-    plain = not (problem or wrong or informational or content_length is not None)
-    return Block(headers, kind, problem or wrong, content_length, informational, plain)
+    odd = problem or wrong or informational or content_length is not None
+    return Block(headers, kind, problem or wrong, content_length, informational, "" if odd else kind)
 
 
 def _field_problem(name: bytes, value: bytes) -> str:

@@ -89,7 +89,7 @@ class Pool:
                 link = self._idle.pop()
                 link.users = 1
             # Right after another call there is no need to ask the system whether the connection is still there.
-            if (link.usable and time.monotonic() - link.rested_since < _FRESH) or self._is_alive(link):
+            if time.monotonic() - link.rested_since < _FRESH or self._is_alive(link):
                 return link
         return self._take_new_or_wait()
 
@@ -110,7 +110,7 @@ class Pool:
 
     def give_back(self, link: ClientLink) -> None:
         """The call on `link` is over."""
-        usable = link.usable
+        usable = link.ended is None and not link.connection.going_away  # `link.usable`, in every call
         with self._lock:
             link.users = users = link.users - 1
             if usable:

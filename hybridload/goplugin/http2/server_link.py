@@ -473,17 +473,16 @@ class ServerLink(Link):
         if call.initial_sent or context.status() is not PLAIN_OK:
             return False
         head = context.response_head()
-        body = PREFIX.pack(context.gzip, len(message)) + message
         try:
             with self._sending:
                 with self.lock:
                     if self._is_gone(call):
                         return True
-                    if not connection.answer(call.stream_id, head, body, TRAILERS_OK):
+                    due = connection.answer(call.stream_id, head, message, context.gzip, TRAILERS_OK)
+                    if not due:
                         return False
                     self._end(call)
-                    due = connection.data_to_send()
-                self.stream.send(due[0] if len(due) == 1 else b"".join(due))
+                self.stream.send(due)
             if connection.due:
                 self.flush()  # what somebody left to us while we were sending
         except StreamError as error:

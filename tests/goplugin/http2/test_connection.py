@@ -390,8 +390,10 @@ def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
     connection = greeted(Role.CLIENT)
     taken = []
     for stream_id in (1, 3, 5):
-        assert connection.open_with(encode(REQUEST), bytes(5), end_stream=True) == stream_id
-        take(connection)
+        assert connection.ask(encode(REQUEST), b"hi", 0) == (
+            stream_id,
+            request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\2hi", frames.END_STREAM),
+        )
         wire = (
             frames.window_update(0, 5)
             + frames.ping(b"12345678", ack=False)
@@ -417,7 +419,11 @@ def test_a_request_of_a_kind_seen_before_takes_the_short_way() -> None:
         taken.append(request)
         if request is None:
             connection.receive(wire)
-        assert connection.answer(stream_id, encode(RESPONSE), bytes(5), encode(TRAILERS))
+        assert connection.answer(stream_id, encode(RESPONSE), b"hello", 0, encode(TRAILERS)) == (
+            frames.headers(stream_id, encode(RESPONSE), False, 16384)
+            + data_frame(stream_id, b"\0\0\0\0\5hello")
+            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+        )
         assert connection.open_streams == 0
     assert taken == [None, (3, REQUEST, b"hi"), (5, REQUEST, b"hi")]
 
