@@ -438,9 +438,8 @@ class Connection:
             self.failed = self.going_away = True
             self.due.append(frames.goaway(self._highest_peer_id, error.code, str(error)))
             events.append(ConnectionFailed(error.code, str(error)))
-        self._between_frames = (
-            self.settings_seen
-            and not (self.failed or self._pending or self._data_left or self._block is not None)
+        self._between_frames = self.settings_seen and not (
+            self.failed or self._pending or self._data_left or self._block is not None
         )
         return events
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .events import Headers
@@ -35,11 +35,19 @@ _MESSAGE_LIMIT = 4096
 """Bytes of a status message that are sent to a peer whose limit the whole would exceed."""
 
 
+class HandlerCallDetails(NamedTuple):
+    """What a generic handler is asked with: `grpc.HandlerCallDetails`."""
+
+    method: str
+    invocation_metadata: Metadata
+
+
 class Request(NamedTuple):
     """What a request's header list says.
 
     :param refusal: an HTTP status for what is not gRPC; empty for what is.
     :param timeout: seconds; `None` without a deadline.
+    :param details: what generic handlers are asked with.
     """
 
     path: str
@@ -48,13 +56,7 @@ class Request(NamedTuple):
     encoding: str
     accepts_gzip: bool
     refusal: bytes
-
-
-class HandlerCallDetails(NamedTuple):
-    """What a generic handler is asked with: `grpc.HandlerCallDetails`."""
-
-    method: str
-    invocation_metadata: Metadata
+    details: HandlerCallDetails
 
 
 class Abort(Exception):
@@ -74,13 +76,16 @@ def read_request(headers: Headers) -> Request:
     elif not fields.get(b"content-type", b"").startswith(b"application/grpc"):
         refusal = b"415"
     timeout = fields.get(b"grpc-timeout")
+    path = fields[b":path"].decode("latin-1")
+    metadata = decode_metadata(headers)
     return Request(
-        path=fields[b":path"].decode("latin-1"),
-        metadata=decode_metadata(headers),
+        path=path,
+        metadata=metadata,
         timeout=None if timeout is None else decode_timeout(timeout),
         encoding=fields.get(b"grpc-encoding", b"identity").decode("latin-1"),
         accepts_gzip=b"gzip" in fields.get(b"grpc-accept-encoding", b""),
         refusal=refusal,
+        details=HandlerCallDetails(path, metadata),
     )
 
 
@@ -182,14 +187,15 @@ class ServerCall:
             return Status(StatusCode.INTERNAL, "the request ends in the middle of a message")
         return None
 
-    def end(self) -> list[Callable[[], None]]:
+    def end(self) -> Sequence[Callable[[], None]]:
         """It is over; returns what is to be called back, once the lock is let go."""
         self.over = True
         if self.timer is not None:
             self.timer.cancel()
-        self.tell()
-        callbacks, self._callbacks = self._callbacks or [], None
-        return callbacks
+        if self._news is not None:
+            self._news.notify_all()
+        callbacks, self._callbacks = self._callbacks, None
+        return callbacks or ()
 
     def tell(self) -> None:
         """Wake the handler, if it waits for news."""
@@ -278,6 +284,8 @@ class Context:
     _initial: Metadata = ()
     _trailing: Metadata = ()
     aborted = False
+    silent = True
+    """Whether the handler has said nothing yet about how it is answered: no status, no metadata, no compression."""
     gzip = False
     """Whether messages are to be compressed."""
 
@@ -324,19 +332,23 @@ class Context:
         """Send the response's headers now. Once, and before the first response."""
         if self._call.initial_sent:
             raise ValueError("Initial metadata no longer allowed!")
+        self.silent = False
         self._initial = _checked(metadata)
         self._call.link.send_initial(self._call)
 
     def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        self.silent = False
         self._trailing = _checked(metadata)
 
     def trailing_metadata(self) -> Metadata:
         return self._trailing
 
     def set_code(self, code: Any) -> None:
+        self.silent = False
         self._code = StatusCode.of(code)
 
     def set_details(self, details: str) -> None:
+        self.silent = False
         self._details = _text(details)
 
     def code(self) -> Any:
@@ -347,6 +359,7 @@ class Context:
 
     def abort(self, code: Any, details: str) -> NoReturn:
         """Leave the handler and end the call with a status that is not OK."""
+        self.silent = False
         self._code = StatusCode.of(code)
         self._details = _text(details)
         if self._code is StatusCode.OK:
@@ -363,6 +376,7 @@ class Context:
     def set_compression(self, compression: Any) -> None:
         """Compress the responses with gzip, where the client understands it. Before the first response."""
         named_gzip = compression == 2 or str(getattr(compression, "name", compression)).lower() == GZIP
+        self.silent = False
         self.gzip = bool(named_gzip) and self._call.request.accepts_gzip
 
     def disable_next_message_compression(self) -> None:

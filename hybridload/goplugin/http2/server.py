@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hybridload.goplugin.streams.base import Listener, Stream, StreamError
 
-from .context import HandlerCallDetails, Request
+from .context import Request
 from .limits import Limits
 from .server_link import ServerLink
 from .timers import Timers
@@ -141,13 +141,13 @@ class Server:
 
     def handler_of(self, request: Request) -> Any:
         """The handler for a request; `None` where nobody knows the method."""
-        handler = self._registered.get(request.path)
-        if handler is not None:
-            return handler
-        details = HandlerCallDetails(request.path, request.metadata)
+        if self._registered:
+            handler = self._registered.get(request.path)
+            if handler is not None:
+                return handler
         for generic in self._handlers:
             try:
-                handler = generic.service(details)
+                handler = generic.service(request.details)
             except Exception:
                 logger.exception("a generic handler failed to look %s up", request.path)
                 continue

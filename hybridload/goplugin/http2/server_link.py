@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +31,7 @@ from hybridload.goplugin.streams.base import Stream, StreamError
 from .connection import Connection, Role, StreamClosed
 from .context import (
     PLAIN_OK,
+    RESPONSE_HEAD,
     TRAILERS_OK,
     Abort,
     Request,
@@ -52,7 +53,7 @@ from .events import (
 from .frames import ErrorCode
 from .header_blocks import encode
 from .link import Link
-from .messages import PREFIX, MessageError, check_size, compress
+from .messages import LARGEST_MESSAGE, PREFIX, MessageError, check_size, compress
 from .status import Status, StatusCode
 from .workers import Job, WorkersClosed
 
@@ -267,7 +268,7 @@ class ServerLink(Link):
             return False
         with self.lock:
             whole = self.connection.receive_request(data, self._server.max_receive)
-            arrived = [self._open_whole(*whole)] if whole else self._handle(self.connection.receive(data))
+            arrived = (self._open_whole(*whole),) if whole else self._handle(self.connection.receive(data))
         for call in arrived:
             self._admit(call)
         return not self.connection.failed
@@ -375,7 +376,7 @@ class ServerLink(Link):
     def _response(self, call: ServerCall, response: Any) -> bytes | None:
         """The encoded response; none where the handler set a status that makes it pointless."""
         context = call.context
-        if context.status().code is not StatusCode.OK:
+        if not context.silent and context.status().code is not StatusCode.OK:
             return None
         return self._serialized(response, call)
 
@@ -426,7 +427,8 @@ class ServerLink(Link):
                 message = compress(message)
         except Exception as error:
             raise MessageError(StatusCode.INTERNAL, f"Failed to serialize response! {error}") from error
-        check_size(message, self._server.max_send)
+        if self._server.max_send is not None or len(message) > LARGEST_MESSAGE:
+            check_size(message, self._server.max_send)
         return message
 
     def _failure(self, call: ServerCall, error: BaseException) -> Status:
@@ -467,18 +469,16 @@ class ServerLink(Link):
             self.finish(call, call.context.status())
 
     def _answer_at_once(self, call: ServerCall, message: bytes) -> bool:
-        """All of a small answer in one step. False when that cannot be done, which is no loss."""
-        connection = self.connection
-        context = call.context
-        if call.initial_sent or context.status() is not PLAIN_OK:
+        """All of a small answer in one step, where the handler left it at that. False when it cannot be done so."""
+        if not call.context.silent:
             return False
-        head = context.response_head()
+        connection = self.connection
         try:
             with self._sending:
                 with self.lock:
-                    if self._is_gone(call):
+                    if call.over or connection.failed:
                         return True
-                    due = connection.answer(call.stream_id, head, message, context.gzip, TRAILERS_OK)
+                    due = connection.answer(call.stream_id, RESPONSE_HEAD, message, 0, TRAILERS_OK)
                     if not due:
                         return False
                     self._end(call)
@@ -578,7 +578,7 @@ class ServerLink(Link):
         if callbacks:
             self._call_back(callbacks)
 
-    def _call_back(self, callbacks: list[Callable[[], None]]) -> None:
+    def _call_back(self, callbacks: Sequence[Callable[[], None]]) -> None:
         for callback in callbacks:
             try:
                 self._server.workers.submit(callback)
