@@ -30,6 +30,7 @@ from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, 
 from hybridload.goplugin.streams.mux import MuxStream
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
+_SMALL = 1024  # bytes that a stream which says that it is writable takes without blocking
 
 
 class NetRPCClient:
@@ -50,9 +51,12 @@ class NetRPCClient:
         self._name = name
         self._rpc = RpcClient(self.registry, limits=limits)
         self._sending = threading.Lock()
-        self._encoding = threading.Lock()  # guards the sending half of `_rpc`, and the next two
+        self._encoding = threading.Lock()  # guards the sending half of `_rpc`, and the next four
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
+        self._unsent_changed = threading.Condition(self._encoding)
+        # Blocks on that and on the peer; the end of the connection lets it go, `close` joins it.
+        self._sender: threading.Thread | None = None
         self._lock = threading.Lock()
         self._calls: dict[int, PendingCall] = {}
         self._reader: PendingCall | None = None  # who has the role of reading
@@ -101,7 +105,11 @@ class NetRPCClient:
         self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None, timeout: float | None
     ) -> Reply:
         """As `call`, for descriptions alone; a failure of the method is part of the reply."""
-        return self._wait(self._send(method, argument, argument_type, reply_type), timeout)
+        if timeout is None:
+            return self._wait(self._send(method, argument, argument_type, reply_type), None)
+        deadline = time.monotonic() + timeout
+        call = self._send_at_once(method, argument, argument_type, reply_type, deadline)
+        return self._wait(call, max(0.0, deadline - time.monotonic()))
 
     def begin(
         self,
@@ -115,7 +123,7 @@ class NetRPCClient:
 
         :raises GobError, StreamError: as `exchange`.
         """
-        call = self._send(method, argument, argument_type, reply_type, on_done)
+        call = self._send_at_once(method, argument, argument_type, reply_type, None, on_done)
         with self._lock:
             if self._follower is None and self._ended is None:
                 name = f"hybridload {self._name} replies"
@@ -132,28 +140,16 @@ class NetRPCClient:
     def close(self) -> None:
         """End the connection; calls under way fail. Safe to call twice, and from any thread."""
         self._end(StreamClosed(f"{self._stream.peer} was closed on this side"))
-        follower = self._follower
-        if follower is not None and follower is not threading.current_thread():
-            follower.join()
+        for thread in (self._follower, self._sender):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
 
     # Sending
 
-    def _send(
-        self,
-        method: str,
-        argument: Any,
-        argument_type: GoType,
-        reply_type: GoType | None,
-        on_done: Callable[[PendingCall], None] | None = None,
-    ) -> PendingCall:
+    def _send(self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None) -> PendingCall:
+        """Send a call, for as long as it takes the peer to let it in."""
         with self._encoding:
-            if self._ended is not None:
-                raise again(self._ended)
-            seq, data = self._rpc.call(method, argument, argument_type, reply_type)
-            call = PendingCall(seq, on_done)
-            self._register(call)
-            self._unsent.append(data)
-            self._unsent_bytes += len(data)
+            call = self._queue(method, argument, argument_type, reply_type, None)
         # Whoever is sending takes it along, unless that is so much that it had better be waited for.
         while self._unsent and self._sending.acquire(blocking=self._unsent_bytes > _CHUNK):
             try:
@@ -161,6 +157,75 @@ class NetRPCClient:
             finally:
                 self._sending.release()
         return call
+
+    def _send_at_once(
+        self,
+        method: str,
+        argument: Any,
+        argument_type: GoType,
+        reply_type: GoType | None,
+        deadline: float | None,
+        on_done: Callable[[PendingCall], None] | None = None,
+    ) -> PendingCall:
+        """Send a call without waiting for a peer that may be stopped: what could block is left to a thread.
+
+        :param deadline: of waiting for others to be sent, when there is much already; `None` does not wait.
+        :raises TimeoutError: that came. Nothing of the call is sent.
+        """
+        with self._encoding:
+            while deadline is not None and self._unsent_bytes > _CHUNK and self._ended is None:
+                if not self._unsent_changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                    raise TimeoutError("the calls before it were not sent in time")
+            at_most = _SMALL if self._calls else _CHUNK
+            call = self._queue(method, argument, argument_type, reply_type, on_done)
+        # Whoever is sending takes it along.
+        while self._unsent and self._sending.acquire(blocking=False):
+            try:
+                blocks = self._unsent_bytes > at_most or not self._stream.writable()
+                if not blocks:
+                    self._send_unsent()
+            finally:
+                self._sending.release()
+            if blocks:
+                self._send_aside()
+                break
+        return call
+
+    def _queue(
+        self,
+        method: str,
+        argument: Any,
+        argument_type: GoType,
+        reply_type: GoType | None,
+        on_done: Callable[[PendingCall], None] | None,
+    ) -> PendingCall:
+        """Called with `_encoding` held."""
+        if self._ended is not None:
+            raise again(self._ended)
+        seq, data = self._rpc.call(method, argument, argument_type, reply_type)
+        call = PendingCall(seq, on_done)
+        self._register(call)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        return call
+
+    def _send_aside(self) -> None:
+        with self._encoding:
+            if self._sender is None and self._ended is None:
+                name = f"hybridload {self._name} requests"
+                self._sender = threading.Thread(target=self._keep_sending, name=name, daemon=True)
+                self._sender.start()
+            self._unsent_changed.notify_all()
+
+    def _keep_sending(self) -> None:
+        while True:
+            with self._encoding:
+                while not self._unsent and self._ended is None:
+                    self._unsent_changed.wait()
+                if self._ended is not None:
+                    return
+            with self._sending:
+                self._send_unsent()
 
     def _register(self, call: PendingCall) -> None:
         with self._lock:
@@ -174,6 +239,8 @@ class NetRPCClient:
         """Called with `_sending` held. When it fails, all calls do, and that is how their callers learn of it."""
         with self._encoding:
             unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
+            if self._sender is not None:
+                self._unsent_changed.notify_all()
         if not unsent:
             return
         try:
@@ -314,6 +381,8 @@ class NetRPCClient:
                     self._finish(call)
                 self._may_follow.notify_all()
         self._stream.close()
+        with self._encoding:
+            self._unsent_changed.notify_all()
 
 
 class PendingCall:

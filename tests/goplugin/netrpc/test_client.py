@@ -256,3 +256,34 @@ def test_a_broken_connection_keeps_nothing_of_whoever_found_it_broken(ends: tupl
     assert [each() for each in before] == [None, None]
     with pytest.raises(StreamError, match="ended by the other side"):
         say(client, "again")
+
+
+def test_a_deadline_holds_while_a_peer_that_reads_nothing_takes_no_more(ends: tuple[NetRPCClient, Peer]) -> None:
+    client, peer = ends
+    large = "x" * 1_000_000  # more than a window
+    began = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            say(client, large, timeout=0.1)
+    with pytest.raises(TimeoutError):
+        say(client, "small", timeout=0.1)
+    assert time.monotonic() - began < 10  # half a minute, until the session gives its peer up
+    # What was begun is sent once the peer reads, and the connection is as good as ever.
+    serving = threading.Thread(target=peer.serve)
+    serving.start()
+    assert say(client, "hello") == "re hello"
+    client.close()
+    serving.join()
+
+
+def test_an_event_loop_is_not_held_up_by_a_peer_that_reads_nothing(ends: tuple[NetRPCClient, Peer]) -> None:
+    client, peer = ends
+    answered = threading.Event()
+    pending = [client.begin("Echo.Say", "x" * 400_000, TEXT, TEXT, lambda _: answered.set()) for _ in range(3)]
+    assert not answered.is_set()
+    serving = threading.Thread(target=peer.serve)
+    serving.start()
+    eventually(lambda: all(call.done for call in pending), "all are answered")
+    assert {call.outcome().value for call in pending} == {"re " + "x" * 400_000}
+    client.close()
+    serving.join()
