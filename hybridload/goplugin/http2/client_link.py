@@ -406,7 +406,7 @@ class ClientLink(Link):
         self._read_in_role(timeout, only)
 
     def _read_in_role(self, timeout: float | None, only: Call | None) -> None:
-        """As `_read`, for who has the role and not the lock. Returns, and raises, without the role and with the lock."""
+        """As `_read`, for who has the role and not the lock. Ends without the role and with the lock."""
         failure = ""
         data = b""
         try:

@@ -270,11 +270,10 @@ class Connection:
             data = b"".join(self.data_to_send())
         return stream_id, data
 
-    def answer(self, stream_id: int, head: bytes, message: bytes, compressed: int, trailers: bytes) -> bytes:
+    def answer(self, stream_id: int, head: bytes, message: bytes, compressed: int, trailers: bytes) -> bool:
         """Send the whole of a unary answer, a header block, one message and trailers, and end our half.
 
-        Returns all that is due, the answer last; it is handed over as by `data_to_send`. Returns nothing where one
-        frame each is not enough.
+        False where one frame each is not enough.
 
         :raises StreamClosed: the stream takes no more.
         """
@@ -291,9 +290,9 @@ class Connection:
             or length > frames.DEFAULT_MAX_FRAME
             or last > frames.DEFAULT_MAX_FRAME
         ):
-            return b""
+            return False
         self._send_window -= size
-        data = (
+        self.due.append(
             _pack(length >> 8, length & 255, 1, 4, stream_id)
             + head
             + _pack_message(size >> 8, size & 255, 0, 0, stream_id, compressed, size - 5)
@@ -306,10 +305,7 @@ class Connection:
             stream.sending = False
         else:
             self._end(stream)
-        if self.due:
-            self.due.append(data)
-            data = b"".join(self.data_to_send())
-        return data
+        return True
 
     def send_headers(self, stream_id: int, block: bytes, end_stream: bool = False) -> None:
         """Send an encoded header block: the first of the stream, or trailers (with `end_stream`).

@@ -107,11 +107,11 @@ class LoopCall(LoopNews):
         link, call, context = self._link, self._call, self._call.context
         if call.initial_sent or context.status() is not PLAIN_OK:
             return False
-        body = PREFIX.pack(context.gzip, len(message)) + message
         with link.lock:
             if link._is_gone(call):
                 return True
-            if not link.connection.answer(call.stream_id, context.response_head(), body, TRAILERS_OK):
+            head = context.response_head()
+            if not link.connection.answer(call.stream_id, head, message, context.gzip, TRAILERS_OK):
                 return False
             self._task = None  # it has done its work: its own end need not cancel it
             link._end(call)

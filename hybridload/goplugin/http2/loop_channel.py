@@ -142,7 +142,8 @@ class LoopMethod:
             again = call.unprocessed and isinstance(request, bytes) and attempt < _ATTEMPTS - 1
             if not again:
                 break
-        return call.response_message()
+        message: bytes = call.response()
+        return message
 
     def stream(self, request: Request, timeout: float | None = None) -> LoopResponses:
         """Call, with the first response that is asked for; they come one by one."""

@@ -478,11 +478,11 @@ class ServerLink(Link):
                 with self.lock:
                     if call.over or connection.failed:
                         return True
-                    due = connection.answer(call.stream_id, RESPONSE_HEAD, message, 0, TRAILERS_OK)
-                    if not due:
+                    if not connection.answer(call.stream_id, RESPONSE_HEAD, message, 0, TRAILERS_OK):
                         return False
                     self._end(call)
-                self.stream.send(due)
+                    due = connection.data_to_send()
+                self.stream.send(due[0] if len(due) == 1 else b"".join(due))
             if connection.due:
                 self.flush()  # what somebody left to us while we were sending
         except StreamError as error:
