@@ -7,8 +7,9 @@ may want to act on is an attribute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from hybridload.frozen import frozen
 
 
 class PluginError(Exception):
@@ -105,7 +106,7 @@ class ChecksumMismatch(PluginError):
         self.actual = actual
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Attempt:
     """One isolation that was tried for a plugin, and why it could not be used."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hybridload.errors import ConfigError
+from hybridload.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Handshake:
     """What a host and a plugin must agree on before anything else (go-plugin's `HandshakeConfig`).
 

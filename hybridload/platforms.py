@@ -11,7 +11,6 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -171,13 +170,13 @@ def verified_copy(content: bytes, name: str) -> Iterator[tuple[str, tuple[int, .
 
     folder = tempfile.mkdtemp(prefix="hybridload-")
     try:
-        path = Path(folder) / name
+        path = os.path.join(folder, name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o500)
         try:
             _write_all(descriptor, content)
         finally:
             os.close(descriptor)
-        yield str(path), ()
+        yield path, ()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -235,7 +234,8 @@ def program_stem(file_name: str) -> str | None:
 def start_time(pid: int) -> int | None:
     """When a process started, in the system's own unit: with the pid it names a process for good. `None`: unknown."""
     try:
-        line = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            line = file.read()
         # The name before the last parenthesis may hold anything; field 22 of proc(5), counted from 1.
         return int(line.rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):

@@ -7,7 +7,6 @@ Python would refuse it: `TypeError` for a wrong argument, named by its path, e.g
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor
@@ -17,11 +16,12 @@ from hybridload.contract.elements import Unfit, listed
 from hybridload.contract.protobuf import class_of
 from hybridload.contract.service import Objects
 from hybridload.contract.values import Slot, check_exclusive
+from hybridload.frozen import frozen
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """How the parameters, except a stream, sit in the request message.
 
@@ -53,7 +53,7 @@ class Request:
         return tuple(values[name] for name in self.order if name in values), keywords
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Value:
     """How a result or one item of a stream sits in its message; without functions, it is nothing."""
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
@@ -24,8 +22,11 @@ from hybridload.contract.elements import listed, plain_name
 from hybridload.contract.hints import Misfit
 from hybridload.contract.protobuf import new_pool
 from hybridload.errors import ContractError
+from hybridload.frozen import frozen
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
     from google.protobuf.descriptor_pool import DescriptorPool
 
@@ -35,7 +36,7 @@ COMPILE_TIMEOUT = 60.0
 """Seconds that the compiler of .proto files may take."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Given:
     """A service in a private pool.
 
@@ -207,6 +208,7 @@ def compile_proto(path: Path, whose: str) -> bytes:
         ) from error
     import subprocess
     import tempfile
+    from pathlib import Path
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     with tempfile.TemporaryDirectory(prefix="hybridload-proto-") as folder:
@@ -223,6 +225,8 @@ def compile_proto(path: Path, whose: str) -> bytes:
 
 
 def _locate(contract: Contract[Any]) -> Path:
+    from pathlib import Path
+
     path = Path(os.fspath(contract.proto or ""))
     module = sys.modules.get(contract.interface.__module__)
     beside = Path(getattr(module, "__file__", None) or ".").parent / path

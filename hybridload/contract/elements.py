@@ -14,7 +14,6 @@ import enum
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +24,7 @@ from hybridload.contract.hints import Enumeration, Misfit, Reference, Shape, des
 from hybridload.contract.protobuf import class_of
 from hybridload.contract.service import Objects
 from hybridload.errors import ContractError
+from hybridload.frozen import frozen
 
 Put = Callable[[Any, Any, Objects | None], None]
 Take = Callable[[Any, Objects | None], Any]
@@ -73,7 +73,7 @@ class Unfit(Exception):
         return self
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scalar:
     """One value that protobuf holds by itself.
 
@@ -86,7 +86,7 @@ class Scalar:
     native: type | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Body:
     """One value that is a message: `fill` writes it into one, `read` makes it from one."""
 

@@ -26,11 +26,11 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hybridload.errors import PluginError, RemoteError
+from hybridload.frozen import frozen
 
 if TYPE_CHECKING:
     from hybridload.contract.service import Contract
@@ -88,7 +88,7 @@ _OSERROR = ("errno", "strerror", "filename", "filename2")
 _TYPE = "type.googleapis.com/hybridload.v1.RemoteException"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Status:
     """How a call failed, in gRPC's words.
 

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hybridload.frozen import frozen
+
 if TYPE_CHECKING:
     from hybridload.contract.service import Contract
 
@@ -36,7 +38,7 @@ class Misfit(Exception):
     """Something that cannot travel, said as the end of a sentence. Becomes one line of a `ContractError`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Field:
     """Pins the number of a parameter or dataclass field: ``Annotated[int, Field(7)]``.
 
@@ -46,14 +48,14 @@ class Field:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plain:
     """str, int, float, bool, bytes, datetime or timedelta."""
 
     python: type
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Enumeration:
     """A Python enum.
 
@@ -73,7 +75,7 @@ class Enumeration:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Repeated:
     """A list, tuple or set of one item type.
 
@@ -86,7 +88,7 @@ class Repeated:
     builds: Callable[[list[Any]], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Table:
     """A dict; keys are str, int or bool."""
 
@@ -95,35 +97,35 @@ class Table:
     accepts: type
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Maybe:
     """``T | None``."""
 
     item: Shape
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """Another interface: the object stays where it is and is called back."""
 
     contract: Contract[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MessageClass:
     """A generated protobuf message class, used as it is."""
 
     python: type
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Anything:
     """``object`` or `Any`: a value that says itself what it is. Only net/rpc carries such."""
 
     python: type = object
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecordField:
     """:param annotation: the resolved hint with its `Annotated`, for protocols that look for marks of their own."""
 

@@ -18,15 +18,16 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from hybridload.frozen import frozen
 
 _MACHINERY = frozenset({"_abc_impl", "_is_protocol", "_is_runtime_protocol"})
 _CLASS_HOOKS = frozenset({"__init_subclass__", "__subclasshook__", "__class_getitem__", "__new__"})
 _TYPING = frozenset({"typing", "typing_extensions", "abc", "_py_abc"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Member:
     """One name of an interface.
 

@@ -16,9 +16,11 @@ Descriptions of Go types are `hybridload.goplugin.netrpc.gob`'s; nothing here lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
+
+from hybridload.frozen import frozen
 
 Arguments: TypeAlias = Literal["auto", "value", "map", "struct"]
 """How parameters become the one argument.
@@ -29,7 +31,7 @@ empty interface with each of them but ``"map"`` and ``"struct"``, where it is an
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NetRPCMethod:
     """One method, where it differs from the rest of the contract.
 
@@ -47,7 +49,7 @@ class NetRPCMethod:
     reply: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NetRPC:
     """How all methods of a contract travel over net/rpc.
 

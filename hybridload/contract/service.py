@@ -29,6 +29,7 @@ from hybridload.contract import interface as reading
 from hybridload.contract.hints import HintReader, Misfit, Shape, has_anything, has_reference
 from hybridload.contract.netrpc import NetRPC
 from hybridload.errors import ContractError
+from hybridload.frozen import frozen
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -68,7 +69,7 @@ class Objects(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parameter:
     """One parameter of a method.
 

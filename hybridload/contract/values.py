@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -57,6 +56,7 @@ from hybridload.contract.hints import (
     describe_shape,
 )
 from hybridload.contract.service import Objects
+from hybridload.frozen import frozen
 
 _BOXES = frozenset(
     f"google.protobuf.{name}Value"
@@ -64,7 +64,7 @@ _BOXES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slot:
     """A field of a message, both ways.
 

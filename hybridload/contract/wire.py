@@ -14,7 +14,7 @@ were derived from hints or given, by one set of rules:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
@@ -38,6 +38,7 @@ from hybridload.contract.hints import MessageClass, Misfit, Record, Shape, descr
 from hybridload.contract.protobuf import class_of, contents
 from hybridload.contract.service import Kind, Method, Objects, Service
 from hybridload.contract.values import Codecs, Slot, exclusive
+from hybridload.frozen import frozen
 
 if TYPE_CHECKING:
     from hybridload.contract.descriptors import Given
@@ -46,7 +47,7 @@ RESULT = "result"
 """The field of a derived response."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WireMethod:
     """One method as functions from values to bytes and back. All of them are plain functions, made once.
 
@@ -75,7 +76,7 @@ class WireMethod:
     decode_result: Callable[[bytes, Objects | None], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wire:
     """A service's wire form.
 

@@ -8,7 +8,8 @@ it is no secret, and by it code can tell that it runs in a plugin.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+
+from hybridload.frozen import frozen
 
 PROTOCOL_VERSIONS = "PLUGIN_PROTOCOL_VERSIONS"
 CLIENT_CERT = "PLUGIN_CLIENT_CERT"
@@ -21,7 +22,7 @@ MAX_PORT = "PLUGIN_MAX_PORT"
 _ALL = (PROTOCOL_VERSIONS, CLIENT_CERT, MULTIPLEX, SOCKET_DIR, SOCKET_GROUP, MIN_PORT, MAX_PORT)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostEnvironment:
     """What the host asks for.
 

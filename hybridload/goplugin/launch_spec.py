@@ -18,12 +18,13 @@ import json
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Contract, NetRPC, NetRPCMethod
 from hybridload.errors import ConfigError
+from hybridload.frozen import frozen
 from hybridload.handshake import Handshake
 from hybridload.references import resolve_reference
 
@@ -63,7 +64,7 @@ def kinds_contract() -> Contract[ServedKinds]:
     return Contract(ServedKinds, service="hybridload.ServedKinds")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContractReference:
     """A contract in its parts, as a child process can import them.
 
@@ -134,7 +135,7 @@ class ContractReference:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PluginSetReference:
     """Where a child process finds the contracts of a plugin set: the set by its name, or the contracts in their parts.
 
@@ -190,7 +191,7 @@ def contracts_of(versions: VersionedPlugins) -> dict[int, dict[str, Contract[Any
     return {version: kinds for version, kinds in found.items() if kinds}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LaunchSpec:
     """One entry point to be served.
 

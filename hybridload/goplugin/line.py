@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
 from typing import Literal, cast
 
 from hybridload.errors import UnrecognizedOutput, VersionMismatch
+from hybridload.frozen import frozen
 
 CORE_VERSION = 1
 MAX_LINE = 64 * 1024
@@ -35,7 +35,7 @@ _SHORTEST_CERTIFICATE = 50
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HandshakeLine:
     """What the handshake line says.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError
+from hybridload.frozen import frozen
 from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ Protocols: TypeAlias = "str | Sequence[str] | Mapping[int, str | Sequence[str]]"
 """One or both of `PROTOCOLS`, in the order of preference; or that for each version of a plugin set."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServeOptions:
     """How a plugin is reached, beyond what its host asks for; see `serve`."""
 
@@ -63,7 +64,7 @@ def _named(protocols: str | Sequence[str]) -> tuple[str, ...]:
     return (protocols,) if isinstance(protocols, str) else tuple(protocols)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServeTest:
     """Test mode: a plugin is served in a process that is not its own, under a test or a debugger (go-plugin's
     `ServeTestConfig`).
@@ -86,7 +87,7 @@ class ServeTest:
     version: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Served:
     """One kind: a contract and the object that implements it, or a hand-written plugin and no object."""
 
@@ -94,7 +95,7 @@ class Served:
     implementation: object | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Surroundings:
     """What the process gives to whatever serves in it.
 

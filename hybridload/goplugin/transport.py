@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hybridload.frozen import frozen
 from hybridload.goplugin.streams.base import Listener, Stream, StreamError
 from hybridload.goplugin.streams.sockets import connect, listen_unix
 
@@ -114,7 +115,7 @@ class MutualTLS(TLS):
         return server_context(*self._made_of)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SocketTransport:
     """Every connection is a socket of its own, under TLS or plain.
 

@@ -7,14 +7,14 @@ that `*_pb2_grpc.py` runs on any engine. Who reads and writes the bytes is the e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
+from hybridload.frozen import frozen
 from hybridload.goplugin.line import Network
 from hybridload.goplugin.streams.base import Listener, Stream
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Endpoint:
     """Where a channel's connections lead.
 

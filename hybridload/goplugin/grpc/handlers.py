@@ -16,8 +16,9 @@ do not take each other's threads, so neither open streams nor slow calls can sta
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from hybridload.frozen import frozen
 
 if TYPE_CHECKING:
     from hybridload.goplugin.event_loop import EventLoop
@@ -31,7 +32,7 @@ LANES = (CALLS, STREAMS, CONTROL, PLUMBING)
 Behavior = Callable[[Any, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MethodHandler:
     """One method: the attributes of `grpc.RpcMethodHandler`, and the lane.
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from hybridload.contract.descriptors import private_pool
 from hybridload.contract.protobuf import class_of, read_contents
+from hybridload.frozen import frozen
 
 
 def _read() -> bytes:
@@ -49,7 +49,7 @@ HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reflection:
     """The messages of one version of server reflection, which differ in their package alone."""
 
