@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 
-from hybridload import Loader
 from hybridload.errors import CallTimeout, PluginBusy, PluginClosed, PluginNotFound
 from tests.isolation.conftest import PATIENCE, Employ, Open, Workplace, Write, in_thread, wait_until
 
@@ -212,45 +211,6 @@ def test_a_forked_child_may_start_its_own(employ: Employ, prefork: str) -> None:
     assert other != before
     wait_until(lambda: not psutil.pid_exists(other))
     assert work.worker.pid() == before
-
-
-CYCLES = {"in-process": (300, 10_000), "subprocess": (12, 10_000)}
-
-
-@pytest.mark.parametrize("isolation", list(CYCLES))
-def test_loading_and_closing_again_and_again_leaves_nothing(employ: Employ, isolation: str) -> None:
-    cycle(employ, isolation, CYCLES[isolation][0])
-
-
-@pytest.mark.long
-@pytest.mark.timeout(36_000)
-@pytest.mark.parametrize("isolation", list(CYCLES))
-def test_ten_thousand_cycles_leave_nothing(employ: Employ, isolation: str) -> None:
-    cycle(employ, isolation, CYCLES[isolation][1])
-
-
-def cycle(employ: Employ, isolation: str, times: int) -> None:
-    this, config = psutil.Process(), employ(isolation="in-process").config
-
-    def once() -> None:
-        with Loader(config=config) as loader:
-            assert loader.load("worker", isolation=isolation).double(2) == 4
-
-    def figures() -> tuple[int, int, int]:
-        gc.collect()
-        return this.num_fds(), threading.active_count(), this.memory_info().rss
-
-    for _ in range(times // 4):
-        once()
-    before, began = figures(), time.monotonic()
-    for _ in range(times):
-        once()
-    after = figures()
-    print(
-        f"{isolation}: {times} cycles in {time.monotonic() - began:.0f} s; descriptors, threads, bytes {before} {after}"
-    )
-    assert after[:2] <= before[:2]
-    assert after[2] - before[2] < 4_000_000
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
