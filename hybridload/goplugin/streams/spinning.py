@@ -1,12 +1,11 @@
-"""Receiving what is about to come, without going to sleep for it.
+"""Receiving what is about to come, without going to sleep for it where that is quicker.
 
-Whoever sleeps until bytes come has to be woken: a processor is raised from its rest, or taken from somebody else, and
-what the thread needs is no longer in the caches. That takes longer than a plugin takes for a small answer. So a caller
-looks again and again for a while before it sleeps, as locks that spin do, and as Go's scheduler does for its own calls.
+Whoever sleeps until bytes come has to be woken: a processor is raised from its rest, and what the thread needs is no
+longer in the caches. That takes longer than a plugin takes for a small answer. So a caller looks again and again for a
+while before it sleeps, as locks that spin do, and as Go's scheduler does for its own calls.
 
-When nothing came while it looked, answers take longer than that, and the next receive sleeps at once; after the second
-time in a row the next two do, then four, and so on. So looking in vain costs next to nothing where calls are slow, or
-where the other side has no processor of its own to run on.
+Looking is of no use where answers take longer, and does harm where the other side waits for the very processor that the
+caller looks on. So it is given up when it often was in vain, and then tried now and then, which costs next to nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +16,14 @@ from collections.abc import Callable
 from hybridload.goplugin.streams.base import Stream
 
 LOOK = 1e-4  # seconds; a small call over a unix socket takes half of it
-_MOST_SLEEPS = 64  # in a row, between two times of looking in vain
+TRY = 32  # out of so many receives one looks when it has been given up
+# Every success adds to the trust in looking, a failure takes twice as much; with half of the most, it is given up.
+_MOST_TRUST = 8
+_ENOUGH_TRUST = 4
 
 
 class Spinning:
-    """Remembers how it went on one stream. For one thread at a time.
+    """Receives from one stream, and remembers how it went. For one thread at a time.
 
     :param clock: in seconds.
     """
@@ -29,29 +31,30 @@ class Spinning:
     def __init__(self, stream: Stream, clock: Callable[[], float] = time.perf_counter) -> None:
         self._stream = stream
         self._clock = clock
-        self._sleeps = 0  # how many are due
-        self._next_sleeps = 1
+        self._trust = _MOST_TRUST
+        self._slept = 0
 
     def receive(self, max_bytes: int, timeout: float | None) -> bytes:
         """As `Stream.receive`."""
-        if self._sleeps:
-            self._sleeps -= 1
-        else:
-            data = self._look(max_bytes)
-            if data is not None:
-                self._next_sleeps = 1
-                return data
-            self._sleeps = self._next_sleeps
-            self._next_sleeps = min(2 * self._next_sleeps, _MOST_SLEEPS)
-        return self._stream.receive(max_bytes, timeout)
-
-    def receive_rest(self, max_bytes: int, timeout: float | None) -> bytes:
-        """As `Stream.receive`, for what the other side is sending already."""
-        data = self._look(max_bytes)
+        if self._trust < _ENOUGH_TRUST:
+            self._slept = (self._slept + 1) % TRY
+            if self._slept:
+                return self._stream.receive(max_bytes, timeout)
+        began = self._clock()
+        data = self._look(max_bytes, began)
+        if data is not None and self._clock() - began < LOOK:
+            self._trust = min(self._trust + 1, _MOST_TRUST)
+            return data
+        self._trust = max(self._trust - 2, 0)
         return self._stream.receive(max_bytes, timeout) if data is None else data
 
-    def _look(self, max_bytes: int) -> bytes | None:
-        until = self._clock() + LOOK
+    def receive_rest(self, max_bytes: int, timeout: float | None) -> bytes:
+        """As `Stream.receive`, for what the other side is sending already: it says nothing of how long answers take."""
+        data = self._look(max_bytes, self._clock()) if self._trust >= _ENOUGH_TRUST else None
+        return self._stream.receive(max_bytes, timeout) if data is None else data
+
+    def _look(self, max_bytes: int, began: float) -> bytes | None:
+        until = began + LOOK
         while True:
             try:
                 return self._stream.receive(max_bytes, 0)
