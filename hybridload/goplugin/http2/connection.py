@@ -546,7 +546,8 @@ class Connection:
         if position:
             self._commit_control(increment, ping)
         self._highest_peer_id = stream_id
-        self._streams[stream_id] = stream = _Stream(stream_id, self._initial_send_window, self._stream_window)
+        window = self._stream_window - length
+        self._streams[stream_id] = stream = _Stream(stream_id, self._initial_send_window, window)
         stream.receiving = False
         stream.received_headers = True
         return stream_id, block.headers, data[after + 14 :]

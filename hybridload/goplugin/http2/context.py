@@ -116,6 +116,15 @@ class ServerCall:
     deadline: float | None = None
     reader: MessageReader | None = None
     """Made when a message does not come in one piece, as most do."""
+    code: StatusCode | None = None
+    details = ""
+    initial: Metadata = ()
+    trailing: Metadata = ()
+    aborted = False
+    gzip = False
+    """Whether messages are to be compressed."""
+    silent = True
+    """Whether the handler has said nothing yet about how it is answered: none of the six above."""
     _uncredited = 0
     _news: threading.Condition | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
@@ -125,7 +134,6 @@ class ServerCall:
         self.stream_id = stream_id
         self.request = request
         self.messages: deque[bytes] = deque()
-        self.context = Context(self)
         self._max_receive = max_receive
         if request.timeout is not None:
             self.deadline = time.monotonic() + request.timeout
@@ -252,6 +260,28 @@ class ServerCall:
             self._callbacks = [*(self._callbacks or []), callback]
             return True
 
+    # What the handler has said about the answer
+
+    def status(self) -> Status:
+        """What the handler has decided on."""
+        if self.code is None and not self.details and not self.trailing:
+            return PLAIN_OK
+        code = StatusCode.OK if self.code is None else self.code
+        if code is StatusCode.OK and not self.details and not self.trailing:
+            return PLAIN_OK
+        return Status(code, self.details, self.trailing)
+
+    def status_for(self, code: StatusCode, details: str) -> Status:
+        """What a failure ends with: the handler's own code wins."""
+        return Status(self.code or code, self.details or details, self.trailing)
+
+    def response_head(self) -> bytes:
+        """The first header block."""
+        if not self.initial and not self.gzip:
+            return RESPONSE_HEAD
+        encoding = literal(b"grpc-encoding", (GZIP if self.gzip else IDENTITY).encode())
+        return RESPONSE_HEAD + encoding + encode_metadata(self.initial)
+
 
 class Requests:
     """A request stream as a handler sees it: an iterator of requests."""
@@ -278,16 +308,6 @@ class Context:
 
     Codes may be given as members of `status.StatusCode` or of `grpc.StatusCode`.
     """
-
-    _code: StatusCode | None = None
-    _details = ""
-    _initial: Metadata = ()
-    _trailing: Metadata = ()
-    aborted = False
-    silent = True
-    """Whether the handler has said nothing yet about how it is answered: no status, no metadata, no compression."""
-    gzip = False
-    """Whether messages are to be compressed."""
 
     def __init__(self, call: ServerCall) -> None:
         self._call = call
@@ -332,77 +352,55 @@ class Context:
         """Send the response's headers now. Once, and before the first response."""
         if self._call.initial_sent:
             raise ValueError("Initial metadata no longer allowed!")
-        self.silent = False
-        self._initial = _checked(metadata)
+        self._call.silent = False
+        self._call.initial = _checked(metadata)
         self._call.link.send_initial(self._call)
 
     def set_trailing_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        self.silent = False
-        self._trailing = _checked(metadata)
+        self._call.silent = False
+        self._call.trailing = _checked(metadata)
 
     def trailing_metadata(self) -> Metadata:
-        return self._trailing
+        return self._call.trailing
 
     def set_code(self, code: Any) -> None:
-        self.silent = False
-        self._code = StatusCode.of(code)
+        self._call.silent = False
+        self._call.code = StatusCode.of(code)
 
     def set_details(self, details: str) -> None:
-        self.silent = False
-        self._details = _text(details)
+        self._call.silent = False
+        self._call.details = _text(details)
 
     def code(self) -> Any:
-        return None if self._code is None else public_code(self._code)
+        return None if self._call.code is None else public_code(self._call.code)
 
     def details(self) -> str:
-        return self._details
+        return self._call.details
 
     def abort(self, code: Any, details: str) -> NoReturn:
         """Leave the handler and end the call with a status that is not OK."""
-        self.silent = False
-        self._code = StatusCode.of(code)
-        self._details = _text(details)
-        if self._code is StatusCode.OK:
-            self._code, self._details = StatusCode.UNKNOWN, "abort was called with OK"
-        self.aborted = True
-        raise Abort(f"{self._code.name}: {self._details}")
+        self._call.silent = False
+        self._call.code = StatusCode.of(code)
+        self._call.details = _text(details)
+        if self._call.code is StatusCode.OK:
+            self._call.code, self._call.details = StatusCode.UNKNOWN, "abort was called with OK"
+        self._call.aborted = True
+        raise Abort(f"{self._call.code.name}: {self._call.details}")
 
     def abort_with_status(self, status: Any) -> NoReturn:
         """As `abort`, with the `code`, `details` and `trailing_metadata` of an object."""
         if status.trailing_metadata:
-            self._trailing = (*self._trailing, *_checked(status.trailing_metadata))
+            self._call.trailing = (*self._call.trailing, *_checked(status.trailing_metadata))
         self.abort(status.code, status.details)
 
     def set_compression(self, compression: Any) -> None:
         """Compress the responses with gzip, where the client understands it. Before the first response."""
         named_gzip = compression == 2 or str(getattr(compression, "name", compression)).lower() == GZIP
-        self.silent = False
-        self.gzip = bool(named_gzip) and self._call.request.accepts_gzip
+        self._call.silent = False
+        self._call.gzip = bool(named_gzip) and self._call.request.accepts_gzip
 
     def disable_next_message_compression(self) -> None:
         """Accepted for the sake of the shape: compressing is allowed, never due."""
-
-    # For the server
-
-    def status(self) -> Status:
-        """What the handler has decided on."""
-        if self._code is None and not self._details and not self._trailing:
-            return PLAIN_OK
-        code = StatusCode.OK if self._code is None else self._code
-        if code is StatusCode.OK and not self._details and not self._trailing:
-            return PLAIN_OK
-        return Status(code, self._details, self._trailing)
-
-    def status_for(self, code: StatusCode, details: str) -> Status:
-        """What a failure ends with: the handler's own code wins."""
-        return Status(self._code or code, self._details or details, self._trailing)
-
-    def response_head(self) -> bytes:
-        """The first header block."""
-        if not self._initial and not self.gzip:
-            return RESPONSE_HEAD
-        encoding = literal(b"grpc-encoding", (GZIP if self.gzip else IDENTITY).encode())
-        return RESPONSE_HEAD + encoding + encode_metadata(self._initial)
 
 
 def _checked(metadata: Iterable[tuple[str, str | bytes]]) -> Metadata:

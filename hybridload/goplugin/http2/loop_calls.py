@@ -13,7 +13,7 @@ from asyncio import Future, Task, iscoroutine, sleep
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
-from .context import PLAIN_OK, TRAILERS_OK, RequestsEnded, ServerCall
+from .context import PLAIN_OK, TRAILERS_OK, Context, RequestsEnded, ServerCall
 from .loop_news import LoopNews, call_soon
 from .loop_writer import LoopWriter
 from .messages import PREFIX
@@ -51,7 +51,7 @@ class LoopCall(LoopNews):
                 request: Any = LoopRequests(self, handler.request_deserializer)
             else:
                 request = link._deserialized(call.messages.popleft(), handler)
-            made = _behavior(handler)(request, call.context)
+            made = _behavior(handler)(request, Context(call))
         except BaseException as error:
             link.finish(call, link._failure(call, error))
             link.handler_ended()
@@ -100,18 +100,18 @@ class LoopCall(LoopNews):
         if message is not None and len(message) <= _JOINED_MESSAGE and self._answer_at_once(message):
             return
         if message is None or await self._send(message):
-            self._finish(call.context.status())
+            self._finish(call.status())
 
     def _answer_at_once(self, message: bytes) -> bool:
         """All of a small answer in one step. False when that cannot be done, which is no loss."""
-        link, call, context = self._link, self._call, self._call.context
-        if call.initial_sent or context.status() is not PLAIN_OK:
+        link, call = self._link, self._call
+        if call.initial_sent or call.status() is not PLAIN_OK:
             return False
         with link.lock:
             if link._is_gone(call):
                 return True
-            head = context.response_head()
-            if not link.connection.answer(call.stream_id, head, message, context.gzip, TRAILERS_OK):
+            head = call.response_head()
+            if not link.connection.answer(call.stream_id, head, message, call.gzip, TRAILERS_OK):
                 return False
             self._task = None  # it has done its work: its own end need not cancel it
             link._end(call)
@@ -131,12 +131,12 @@ class LoopCall(LoopNews):
             close = getattr(responses, "aclose", None)
             if close is not None:
                 await close()
-        self._finish(call.context.status())
+        self._finish(call.status())
 
     async def _send(self, message: bytes) -> bool:
         """Send one response, as fast as the client lets us. False when the call is over."""
         link, call = self._link, self._call
-        prefix = PREFIX.pack(call.context.gzip, len(message))
+        prefix = PREFIX.pack(call.gzip, len(message))
         pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
         with link.lock:
             if link._is_gone(call):

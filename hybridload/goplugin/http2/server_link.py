@@ -34,6 +34,7 @@ from .context import (
     RESPONSE_HEAD,
     TRAILERS_OK,
     Abort,
+    Context,
     Request,
     Requests,
     RequestsEnded,
@@ -367,7 +368,7 @@ class ServerLink(Link):
         try:
             message = call.messages.popleft()
             request = message if handler.request_deserializer is None else self._deserialized(message, handler)
-            answer = self._response(call, handler.unary_unary(request, call.context))
+            answer = self._response(call, handler.unary_unary(request, Context(call)))
         except BaseException as error:
             self.finish(call, self._failure(call, error))
             return
@@ -375,8 +376,7 @@ class ServerLink(Link):
 
     def _response(self, call: ServerCall, response: Any) -> bytes | None:
         """The encoded response; none where the handler set a status that makes it pointless."""
-        context = call.context
-        if not context.silent and context.status().code is not StatusCode.OK:
+        if not call.silent and call.status().code is not StatusCode.OK:
             return None
         return self._serialized(response, call)
 
@@ -388,7 +388,7 @@ class ServerLink(Link):
 
     def _stream(self, call: ServerCall) -> None:
         handler = call.handler
-        context = call.context
+        context = Context(call)
         if handler is _NotGrpc:
             self._refuse(call)
             return
@@ -409,7 +409,7 @@ class ServerLink(Link):
             close = getattr(responses, "close", None)
             if close is not None:
                 close()
-        self.finish(call, context.status())
+        self.finish(call, call.status())
 
     def _deserialized(self, message: bytes, handler: Any) -> Any:
         if handler.request_deserializer is None:
@@ -423,7 +423,7 @@ class ServerLink(Link):
         serialize = call.handler.response_serializer
         try:
             message: bytes = response if serialize is None else serialize(response)
-            if call.context.gzip:
+            if call.gzip:
                 message = compress(message)
         except Exception as error:
             raise MessageError(StatusCode.INTERNAL, f"Failed to serialize response! {error}") from error
@@ -433,17 +433,16 @@ class ServerLink(Link):
 
     def _failure(self, call: ServerCall, error: BaseException) -> Status:
         """What a call ends with whose handler raised."""
-        context = call.context
-        if isinstance(error, Abort) or context.aborted:
-            return context.status()
+        if isinstance(error, Abort) or call.aborted:
+            return call.status()
         if isinstance(error, MessageError):
             logger.error("%s: %s", call.request.path, error, exc_info=error)
-            return context.status_for(error.status.code, error.status.details)
+            return call.status_for(error.status.code, error.status.details)
         if isinstance(error, RequestsEnded) and call.over:
-            return context.status_for(StatusCode.CANCELLED, str(error))
+            return call.status_for(StatusCode.CANCELLED, str(error))
         if not call.over:
             logger.error("the handler of %s failed", call.request.path, exc_info=error)
-        return context.status_for(StatusCode.UNKNOWN, f"Exception calling application: {error}")
+        return call.status_for(StatusCode.UNKNOWN, f"Exception calling application: {error}")
 
     def _refuse(self, call: ServerCall) -> None:
         """Answer what is HTTP/2 but not gRPC: somebody with a browser, or a wrong address."""
@@ -466,11 +465,11 @@ class ServerLink(Link):
         if message is not None and len(message) <= _JOINED_MESSAGE and self._answer_at_once(call, message):
             return
         if message is None or self.send_message(call, message):
-            self.finish(call, call.context.status())
+            self.finish(call, call.status())
 
     def _answer_at_once(self, call: ServerCall, message: bytes) -> bool:
         """All of a small answer in one step, where the handler left it at that. False when it cannot be done so."""
-        if not call.context.silent:
+        if not call.silent:
             return False
         connection = self.connection
         try:
@@ -503,11 +502,11 @@ class ServerLink(Link):
     def _send_initial(self, call: ServerCall) -> None:
         if not call.initial_sent:
             call.initial_sent = True
-            self.connection.send_headers(call.stream_id, call.context.response_head())
+            self.connection.send_headers(call.stream_id, call.response_head())
 
     def send_message(self, call: ServerCall, message: bytes) -> bool:
         """Send one response, as fast as the client lets us. False when the call is over."""
-        prefix = PREFIX.pack(call.context.gzip, len(message))
+        prefix = PREFIX.pack(call.gzip, len(message))
         pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
         with self.lock:
             if self._is_gone(call):
@@ -556,7 +555,7 @@ class ServerLink(Link):
         """As `finish`, with `lock` held, and without sending."""
         limit = self.connection.peer_max_headers
         block = TRAILERS_OK if status is PLAIN_OK else trailers_block(status, limit)
-        self._last_words(call, block if call.initial_sent else call.context.response_head() + block)
+        self._last_words(call, block if call.initial_sent else call.response_head() + block)
 
     def _last_words(self, call: ServerCall, block: bytes) -> None:
         """End our half of the stream with a header block, and the client's too if it is still open."""

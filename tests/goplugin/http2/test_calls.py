@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
@@ -9,6 +10,9 @@ from typing import Any
 
 import grpc
 import pytest
+
+from hybridload.goplugin.http2.calls import UnaryCall
+from hybridload.goplugin.http2.context import Context, ServerCall
 
 
 def test_a_unary_call_gives_its_response(channel: Any) -> None:
@@ -18,6 +22,20 @@ def test_a_unary_call_gives_its_response(channel: Any) -> None:
 
 def test_an_empty_message_is_a_message(channel: Any) -> None:
     assert channel.unary_unary("/t.T/Echo")(b"") == b""
+
+
+def test_a_unary_call_leaves_no_work_to_the_garbage_collector(channel: Any) -> None:
+    echo = channel.unary_unary("/t.T/Echo")
+    echo(b"warm")
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            echo(b"x")
+        left = [each for each in gc.get_objects() if isinstance(each, (UnaryCall, ServerCall, Context))]
+    finally:
+        gc.enable()
+    assert len(left) <= 1  # the one that the server has just answered
 
 
 def test_with_call_gives_the_status_too(channel: Any) -> None:

@@ -429,6 +429,56 @@ def test_a_request_of_a_kind_seen_before_takes_the_short_way() -> None:
     assert taken == [None, (3, REQUEST, b"hi"), (5, REQUEST, b"hi")]
 
 
+_OF_NO_MEANING = frozenset(
+    (
+        *("_decoder", "_known_blocks", "_resets", "_ended_well", "_chatter", "_useful", "_events", "_needed"),
+        *("_data_stream", "_data_ends", "_block_stream", "_block_ends", "_block_parts"),
+    )
+)
+"""What may differ between two connections that have come to the same point on different ways."""
+
+
+def state_of(connection: Connection) -> dict[str, Any]:
+    state = {name: value for name, value in vars(connection).items() if name not in _OF_NO_MEANING}
+    streams = connection._streams.values()
+    return {**state, "_streams": [[getattr(stream, name) for name in stream.__slots__] for stream in streams]}
+
+
+@pytest.mark.parametrize("prefix", [b"", frames.window_update(0, 5) + frames.ping(b"12345678", ack=False)])
+@pytest.mark.parametrize("role", Role)
+def test_a_call_leaves_the_same_state_wherever_it_is_cut(role: Role, prefix: bytes) -> None:
+    def call_of(stream_id: int) -> bytes:
+        if role is Role.SERVER:
+            return request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM)
+        return (
+            frames.headers(stream_id, encode(RESPONSE), False, 16384)
+            + data_frame(stream_id, b"\0\0\0\0\5hello")
+            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+        )
+
+    def receive(connection: Connection, data: bytes) -> bytes:
+        """The body, and whether the whole was taken at once."""
+        whole = connection.receive_answer(3, data, None) or connection.receive_request(data, None)
+        if whole:
+            return b"at once " + next(part for part in whole if isinstance(part, bytes))
+        return b"".join(event.data for event in connection.receive(data) if isinstance(event, DataReceived))[5:]
+
+    states, bodies = [], []
+    wire = prefix + call_of(3)
+    for cut in range(len(wire)):
+        connection = greeted(role)
+        for _ in range(2 if role is Role.CLIENT else 0):
+            connection.ask(encode(REQUEST), b"hi", 0)
+        connection.receive(call_of(1))
+        pieces = [wire[:cut], wire[cut:]] if cut else [wire]
+        data = b"".join(event for event in (receive(connection, piece) for piece in pieces))
+        bodies.append(data)
+        states.append(state_of(connection))
+    assert bodies[0] == b"at once hello"
+    for state in states:
+        assert state == states[0]
+
+
 # Rules
 
 
