@@ -5,8 +5,9 @@ deadlines end with the earliest. A call to a plugin in its own process is given 
 that cancels the work over there, and a plugin that calls back meanwhile is held to the same deadline. net/rpc has no
 deadlines: the call ends here, the work goes on over there, and its answer is passed over.
 
-An in-process call is a plain method call: nothing stands in between that could look at a clock, and no thread can be
-interrupted. Such a call runs to its end, whatever the deadline.
+An in-process call is a plain method call: nothing stands in between that could look at a clock. The deadline holds for
+what the plugin calls in turn, and its code can see it (`time_remaining`), but the call itself runs to its end, unless
+the plugin has a `call_timeout`: then its calls are held to the caller's deadline as well (`isolation.in_time`).
 """
 
 from __future__ import annotations

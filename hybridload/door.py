@@ -29,6 +29,7 @@ from hybridload.contract import Kind, is_idempotent
 from hybridload.deadlines import end_of_calls, ending_at
 from hybridload.drain import CountedAsyncStream, CountedStream, Gate, Limit
 from hybridload.errors import CallTimeout, PluginBusy, PluginCrashed
+from hybridload.handle import named_after
 
 if TYPE_CHECKING:
     from hybridload.contract import Method, Service
@@ -258,8 +259,8 @@ class Door:
 def slots(service: Service, kind: str, door: Door) -> Methods:
     """The methods of a plugin's object: each call goes through the door."""
     return {
-        method.name: _named(
-            _SLOTS[method.kind in _STREAMS, method.is_async](door, kind, method, service), method, service
+        method.name: named_after(
+            method, service, _SLOTS[method.kind in _STREAMS, method.is_async](door, kind, method, service)
         )
         for method in service.methods
     }
@@ -277,13 +278,6 @@ def _remaining(until: float | None, patience: float | None) -> float | None:
         return patience
     remaining = max(0.0, until - time.monotonic())
     return remaining if patience is None else min(remaining, patience)
-
-
-def _named(slot: Any, method: Method, service: Service) -> Callable[..., Any]:
-    functools.update_wrapper(slot, getattr(service.interface, method.name))
-    del slot.__wrapped__
-    slot.__signature__ = method.signature
-    return slot  # type: ignore[no-any-return]
 
 
 def _tries(method: Method, service: Service) -> int:

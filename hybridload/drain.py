@@ -138,7 +138,7 @@ class CountedStream:
 
     def __init__(self, stream: Any, leave: Callable[[], None]) -> None:
         self._stream = stream
-        self._leave: Callable[[], None] | None = leave
+        self._count = _Count(leave)
 
     def __iter__(self) -> CountedStream:
         return self
@@ -147,7 +147,7 @@ class CountedStream:
         try:
             return next(self._stream)
         except BaseException:
-            self._end()
+            self._count.end()
             raise
 
     def close(self) -> None:
@@ -157,15 +157,7 @@ class CountedStream:
             if close is not None:
                 close()
         finally:
-            self._end()
-
-    def __del__(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
+            self._count.end()
 
 
 class CountedAsyncStream:
@@ -173,7 +165,7 @@ class CountedAsyncStream:
 
     def __init__(self, stream: Any, leave: Callable[[], None]) -> None:
         self._stream = stream
-        self._leave: Callable[[], None] | None = leave
+        self._count = _Count(leave)
 
     def __aiter__(self) -> CountedAsyncStream:
         return self
@@ -182,7 +174,7 @@ class CountedAsyncStream:
         try:
             return await anext(self._stream)
         except BaseException:
-            self._end()
+            self._count.end()
             raise
 
     async def aclose(self) -> None:
@@ -192,12 +184,20 @@ class CountedAsyncStream:
             if close is not None:
                 await close()
         finally:
-            self._end()
+            self._count.end()
 
-    def __del__(self) -> None:
-        self._end()
 
-    def _end(self) -> None:
+class _Count:
+    """One call's count, given back once: when it is told to, or when the stream that has it is dropped."""
+
+    __slots__ = ("_leave",)
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self._leave: Callable[[], None] | None = leave
+
+    def end(self) -> None:
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
+
+    __del__ = end

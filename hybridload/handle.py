@@ -14,6 +14,7 @@ host holds stands in for it: whatever is asked of it is asked of the one that wa
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hybridload.errors import ContractError
 
 if TYPE_CHECKING:
-    from hybridload.contract import Service
+    from hybridload.contract import Method, Service
 
 Methods = Mapping[str, Callable[..., Any]]
 """Method name -> what is called in its place."""
@@ -68,6 +69,14 @@ def new_handle(kind: type, methods: Methods, describe: Callable[[], str]) -> Any
     object.__setattr__(handle, "__hybridload__", describe)
     rebind(handle, methods)
     return handle
+
+
+def named_after(method: Method, service: Service, stand_in: Any) -> Callable[..., Any]:
+    """A callable with the name, the documentation and the signature of the method that it stands for."""
+    functools.update_wrapper(stand_in, getattr(service.interface, method.name))
+    del stand_in.__wrapped__
+    stand_in.__signature__ = method.signature
+    return stand_in  # type: ignore[no-any-return]
 
 
 def rebind(handle: Any, methods: Methods) -> None:

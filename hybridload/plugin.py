@@ -719,11 +719,14 @@ class LoadedPlugin:
 
     def _configure(self, settings: PluginSettings) -> None:
         self._supervisor.policy = Policy.of(settings)
+        limited_anew = self._door.call_timeout != settings.call_timeout
         self._door.call_timeout = settings.call_timeout
         self._door.waits_when_busy = settings.when_busy != "error"
         self._door.limit.resize(math.inf if settings.max_concurrency is None else settings.max_concurrency)
         place = self._place
         if place is not None:
+            if limited_anew and place.running.direct:
+                place.methods = {kind: self._methods(place, kind) for kind in place.methods}
             for kind in self._handles:
                 self._bind(kind, place)
             self._schedule_health(place)
@@ -785,8 +788,14 @@ class LoadedPlugin:
         contract = self._contract(kind)
         if contract is None:
             return methods
-        names = [method.name for method in contract.complete().methods]
-        return {name: methods.get(name) or self._absent(name, place) for name in names}
+        service = contract.complete()
+        found = {each.name: methods.get(each.name) or self._absent(each.name, place) for each in service.methods}
+        timeout = self.resolution.settings.call_timeout
+        if timeout is None or not place.running.direct:
+            return found
+        from hybridload.isolation.in_time import methods_in_time
+
+        return methods_in_time(service, found, self._name, timeout)
 
     def _absent(self, method: str, place: _Place) -> Callable[..., Any]:
         message = (

@@ -7,13 +7,12 @@ not change: the plugin runs in the host's interpreter and on the caller's thread
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Kind, decode_exception, encode_exception
-from hybridload.handle import handle_class, new_handle
+from hybridload.handle import handle_class, named_after, new_handle
 
 if TYPE_CHECKING:
     from hybridload.contract import Contract, Service
@@ -35,10 +34,7 @@ def strict_methods(service: Service, implementation: object, plugin: str) -> Map
         strict = _STRICT[method.kind, method.is_async](
             getattr(implementation, method.name), wire.methods[method.name], border
         )
-        functools.update_wrapper(strict, getattr(service.interface, method.name))
-        del strict.__wrapped__
-        strict.__signature__ = method.signature
-        methods[method.name] = strict
+        methods[method.name] = named_after(method, service, strict)
     return methods
 
 

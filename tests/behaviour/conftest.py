@@ -28,7 +28,9 @@ from ..conftest import KINDS, MARKER, Baseline, wait_until_nothing_is_left
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).parent / "site"
 PATIENCE = 30.0
+ENGINES = ("direct", "grpcio")
 NETRPC = "net/rpc"
+CALL_TIMEOUT = "call_timeout"
 
 sys.path.append(str(SITE))
 
@@ -37,27 +39,41 @@ sys.path.append(str(SITE))
 class Row:
     """One way to run the plugin.
 
-    :param where: what docs/differences.md calls it, whatever its protocol.
-    :param carrier: net/rpc, or the engine that carries gRPC on both sides; `None` where nothing does.
+    :param where: what docs/differences.md calls it, whatever its protocol and its settings.
+    :param how: net/rpc, or the engine that carries gRPC on both sides; in-process, a setting.
     """
 
     where: str
     isolation: str
-    carrier: str | None = None
+    how: str | None = None
 
     def __str__(self) -> str:
-        return self.where if self.carrier is None else f"{self.where}, {self.carrier}"
+        return self.where if self.how is None else f"{self.where}, {self.how}"
 
     @property
     def names(self) -> frozenset[str]:
         """What docs/differences.md may call it."""
         if self.netrpc:
             return frozenset({self.where, NETRPC, f"{self.where} over {NETRPC}"})
+        if self.where == "in-process":
+            return frozenset({self.where, f"{self.where} {'with' if self.limited else 'without'} {CALL_TIMEOUT}"})
         return frozenset({self.where})
 
     @property
+    def protocol(self) -> str | None:
+        """What it speaks, as its status has it."""
+        if self.isolation == "in-process":
+            return None
+        return "netrpc" if self.netrpc else "grpc"
+
+    @property
     def netrpc(self) -> bool:
-        return self.carrier == NETRPC
+        return self.how == NETRPC
+
+    @property
+    def limited(self) -> bool:
+        """Whether its calls are held to deadlines though they are in-process."""
+        return self.how == CALL_TIMEOUT
 
     @property
     def strict(self) -> bool:
@@ -74,15 +90,16 @@ class Row:
 
 ROWS = [
     Row("in-process", "in-process"),
+    Row("in-process", "in-process", CALL_TIMEOUT),
     Row("strict in-process", "in-process"),
     *(
-        Row(where, isolation, carrier)
+        Row(where, isolation, how)
         for where, isolation in (
             ("subprocess", "subprocess"),
             ("external Python", "external"),
             ("external Go", "external"),
         )
-        for carrier in ("direct", "grpcio", NETRPC)
+        for how in (*ENGINES, NETRPC)
     ),
 ]
 
@@ -128,7 +145,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 def row_config(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `plugins.toml` that has the plugin run as in the row."""
     command = [str(go_build("tests/go/behaviour"))] if row.go else [sys.executable, "-m", "behaviour_plugin"]
-    protocol = "netrpc" if row.netrpc else "grpc"
+    protocol = row.protocol or "grpc"
     config = tmp_path_factory.mktemp("behaviour") / "plugins.toml"
     config.write_text(
         '[host]\nplugins = "behaviour_sdk:CALLS_ALONE"\n'
@@ -138,7 +155,7 @@ def row_config(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pyte
         f'env = {{ PYTHONPATH = "{SITE}", BEHAVIOUR_PROTOCOL = "{protocol}" }}\n'
         f'isolation = "{row.isolation}"\n'
         f'protocols = ["{protocol}"]\n'
-        f"strict = {str(row.strict).lower()}\n"
+        f"strict = {str(row.strict).lower()}\n" + (f"{CALL_TIMEOUT} = 600.0\n" if row.limited else "")
     )
     return config
 
@@ -157,13 +174,13 @@ def plugin(row: Row, row_config: Path) -> Iterator[Plugin]:
             patch.setenv(MARKER, before.marker)
             patch.setenv("TMPDIR", str(folder))
             patch.setattr(tempfile, "tempdir", str(folder))
-            if row.carrier is not None and not row.netrpc:
-                patch.setenv("HYBRIDLOAD_ENGINE", row.carrier)
+            if row.how in ENGINES:
+                patch.setenv("HYBRIDLOAD_ENGINE", row.how)
             # What describes Go types has to be given by name, as the config does it.
             plugins = None if row.netrpc else PLUGINS
             loader = stack.enter_context(Loader(plugins, handshake=HANDSHAKE, config=row_config))
             everything = loader.load("everything")
-        assert loader.status("everything").protocol == (row.carrier and ("netrpc" if row.netrpc else "grpc"))
+        assert loader.status("everything").protocol == row.protocol
         yield Plugin(everything, folder)
     left = wait_until_nothing_is_left(before, KINDS)
     shutil.rmtree(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -36,6 +37,34 @@ def test_a_call_ends_with_the_deadline_and_so_does_its_work(everything: Any, row
         asyncio.run(everything.forever(key))
     assert time.monotonic() - begun < PATIENCE
     assert ended_with_its_caller(everything, row, key)
+
+
+def test_a_plain_method_is_left_at_the_deadline(everything: Any, row: Row, key: str) -> None:
+    """One that nothing can interrupt is late instead, and says so where it was asked to."""
+    seconds = 1.0 if row.differs("uninterrupted") else 0.2
+
+    def hold() -> None:
+        with deadline(seconds):
+            everything.hold(key)
+
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(hold)
+        if not row.differs("uninterrupted"):
+            with pytest.raises(CallTimeout):
+                held.result(PATIENCE)
+            everything.release(key)
+            return
+        assert everything.ended(f"{key} begun")
+        passed = time.monotonic() + seconds
+        while time.monotonic() < passed:
+            time.sleep(0.01)
+        assert not held.done()
+        everything.release(key)
+        if row.differs("no-deadlines"):
+            assert held.result(PATIENCE) is None
+        else:
+            with pytest.raises(CallTimeout, match=r"hold\(\) was let run to its end, because nothing can interrupt"):
+                held.result(PATIENCE)
 
 
 def test_nothing_is_sent_after_the_deadline(everything: Any, row: Row) -> None:

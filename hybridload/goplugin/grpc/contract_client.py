@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind
 from hybridload.contract.hints import has_reference
+from hybridload.handle import named_after
 
 if TYPE_CHECKING:
     from hybridload.contract import Method, Objects, Service
@@ -48,22 +49,13 @@ def contract_methods(
     """
     wire = service.wire()
     return {
-        method.name: named_stub(
-            _STUBS[method.kind, method.is_async](channel, wire.methods[method.name], method, context, objects),
+        method.name: named_after(
             method,
             service,
+            _STUBS[method.kind, method.is_async](channel, wire.methods[method.name], method, context, objects),
         )
         for method in service.methods
     }
-
-
-def named_stub(stub: Any, method: Method, service: Service) -> Callable[..., Any]:
-    """A stub with the name, the documentation and the signature of the method that it stands for."""
-    original = getattr(service.interface, method.name)
-    functools.update_wrapper(stub, original)
-    del stub.__wrapped__
-    stub.__signature__ = method.signature
-    return stub  # type: ignore[no-any-return]
 
 
 def _unary(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract.binding import binder
 from hybridload.contract.hints import misfit
-from hybridload.goplugin.grpc.contract_client import named_stub
 from hybridload.goplugin.netrpc.client import NetRPCClient, PendingCall
 from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
 from hybridload.goplugin.netrpc.gob import GobError
 from hybridload.goplugin.netrpc.rpc import Reply
 from hybridload.goplugin.streams.base import StreamError
+from hybridload.handle import named_after
 
 if TYPE_CHECKING:
     from hybridload.contract import Method, Service
@@ -48,10 +48,10 @@ def contract_methods(
 ) -> Mapping[str, Callable[..., Any]]:
     """One callable per method of `service`, named and documented as the method."""
     return {
-        travelling.method.name: named_stub(
-            (_async_unary if travelling.method.is_async else _unary)(client, travelling, context),
+        travelling.method.name: named_after(
             travelling.method,
             service,
+            (_async_unary if travelling.method.is_async else _unary)(client, travelling, context),
         )
         for travelling in conventions.methods
     }
