@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Kind, decode_exception, encode_exception
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _RAISED = (Exception, SystemExit)
 """What crosses as an exception; others are the host's own business."""
+
+Finish = Callable[..., Any]
+"""What is done with a call's arguments: one result is made of them, or a stream."""
 
 
 def strict_methods(service: Service, implementation: object, plugin: str) -> Mapping[str, Callable[..., Any]]:
@@ -98,55 +102,36 @@ class _Requests:
             raise self.error
 
 
-def _unary(real: Any, wire: WireMethod, border: _Border) -> Any:
+def _call(finish: Finish, real: Any, wire: WireMethod, border: _Border) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         objects = border.objects()
         request = wire.encode_arguments(args, kwargs, objects)
-        try:
-            given, named = wire.decode_arguments(request, objects)
-            response = wire.encode_result(real(*given, **named), objects)
-        except _RAISED as error:
-            failure = border.crossed(error)
-        else:
-            return wire.decode_result(response, objects)
-        raise failure
+        return finish(lambda: wire.decode_arguments(request, objects), real, wire, border, objects, _Requests())
 
     return call
 
 
-def _client_stream(real: Any, wire: WireMethod, border: _Border) -> Any:
+def _call_with_stream(finish: Finish, real: Any, wire: WireMethod, border: _Border) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         objects, requests = border.objects(), _Requests()
         chunks = requests.watch(wire.encode_argument_stream(args, kwargs, objects))
-        try:
-            given, named = wire.decode_argument_stream(chunks, objects)
-            response = wire.encode_result(real(*given, **named), objects)
-        except _RAISED as error:
-            failure = requests.error or border.crossed(error)
-        else:
-            requests.check()
-            return wire.decode_result(response, objects)
-        raise failure
+        return finish(lambda: wire.decode_argument_stream(chunks, objects), real, wire, border, objects, requests)
 
     return call
 
 
-def _server_stream(real: Any, wire: WireMethod, border: _Border) -> Any:
-    def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        objects = border.objects()
-        request = wire.encode_arguments(args, kwargs, objects)
-        return _results(lambda: wire.decode_arguments(request, objects), real, wire, border, objects, _Requests())
-
-    return call
-
-
-def _bidi(real: Any, wire: WireMethod, border: _Border) -> Any:
-    def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        objects, requests = border.objects(), _Requests()
-        chunks = requests.watch(wire.encode_argument_stream(args, kwargs, objects))
-        return _results(lambda: wire.decode_argument_stream(chunks, objects), real, wire, border, objects, requests)
-
-    return call
+def _result(
+    arguments: Any, real: Any, wire: WireMethod, border: _Border, objects: _Objects, requests: _Requests
+) -> Any:
+    try:
+        given, named = arguments()
+        response = wire.encode_result(real(*given, **named), objects)
+    except _RAISED as error:
+        failure = requests.error or border.crossed(error)
+    else:
+        requests.check()
+        return wire.decode_result(response, objects)
+    raise failure
 
 
 def _results(
@@ -169,63 +154,54 @@ def _closable(items: Any) -> Any:
     return items if hasattr(items, "close") else (item for item in items)
 
 
-def _async_unary(real: Any, wire: WireMethod, border: _Border) -> Any:
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        objects = border.objects()
-        request = wire.encode_arguments(args, kwargs, objects)
-        try:
-            given, named = wire.decode_arguments(request, objects)
-            response = wire.encode_result(await real(*given, **named), objects)
-        except _RAISED as error:
-            failure = border.crossed(error)
-        else:
-            return wire.decode_result(response, objects)
-        raise failure
-
-    return call
-
-
-def _async_client_stream(real: Any, wire: WireMethod, border: _Border) -> Any:
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        objects, requests = border.objects(), _Requests()
-        chunks = requests.watch_async(wire.encode_argument_stream_async(args, kwargs, objects))
-        try:
-            given, named = await wire.decode_argument_stream_async(chunks, objects)
-            response = wire.encode_result(await real(*given, **named), objects)
-        except _RAISED as error:
-            failure = requests.error or border.crossed(error)
-        else:
-            requests.check()
-            return wire.decode_result(response, objects)
-        raise failure
-
-    return call
-
-
-def _async_server_stream(real: Any, wire: WireMethod, border: _Border) -> Any:
-    def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+def _async_call(finish: Finish, real: Any, wire: WireMethod, border: _Border) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         objects = border.objects()
         request = wire.encode_arguments(args, kwargs, objects)
 
         async def arguments() -> Any:
             return wire.decode_arguments(request, objects)
 
-        return _async_results(arguments, real, wire, border, objects, _Requests())
+        return finish(arguments, real, wire, border, objects, _Requests())
 
     return call
 
 
-def _async_bidi(real: Any, wire: WireMethod, border: _Border) -> Any:
-    def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+def _async_call_with_stream(finish: Finish, real: Any, wire: WireMethod, border: _Border) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         objects, requests = border.objects(), _Requests()
         chunks = requests.watch_async(wire.encode_argument_stream_async(args, kwargs, objects))
 
         async def arguments() -> Any:
             return await wire.decode_argument_stream_async(chunks, objects)
 
-        return _async_results(arguments, real, wire, border, objects, requests)
+        return finish(arguments, real, wire, border, objects, requests)
 
     return call
+
+
+def _awaited(make: Any, real: Any, wire: WireMethod, border: _Border) -> Any:
+    """As `make` would have it, but nothing happens before it is awaited: an `async def` method is one here as well."""
+    begin = make(_async_result, real, wire, border)
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await begin(*args, **kwargs)
+
+    return call
+
+
+async def _async_result(
+    arguments: Any, real: Any, wire: WireMethod, border: _Border, objects: _Objects, requests: _Requests
+) -> Any:
+    try:
+        given, named = await arguments()
+        response = wire.encode_result(await real(*given, **named), objects)
+    except _RAISED as error:
+        failure = requests.error or border.crossed(error)
+    else:
+        requests.check()
+        return wire.decode_result(response, objects)
+    raise failure
 
 
 async def _async_results(
@@ -249,12 +225,12 @@ def _async_closable(items: Any) -> Any:
 
 
 _STRICT: Mapping[tuple[Kind, bool], Callable[[Any, WireMethod, _Border], Any]] = {
-    (Kind.UNARY, False): _unary,
-    (Kind.CLIENT_STREAM, False): _client_stream,
-    (Kind.SERVER_STREAM, False): _server_stream,
-    (Kind.BIDI, False): _bidi,
-    (Kind.UNARY, True): _async_unary,
-    (Kind.CLIENT_STREAM, True): _async_client_stream,
-    (Kind.SERVER_STREAM, True): _async_server_stream,
-    (Kind.BIDI, True): _async_bidi,
+    (Kind.UNARY, False): partial(_call, _result),
+    (Kind.CLIENT_STREAM, False): partial(_call_with_stream, _result),
+    (Kind.SERVER_STREAM, False): partial(_call, _results),
+    (Kind.BIDI, False): partial(_call_with_stream, _results),
+    (Kind.UNARY, True): partial(_awaited, _async_call),
+    (Kind.CLIENT_STREAM, True): partial(_awaited, _async_call_with_stream),
+    (Kind.SERVER_STREAM, True): partial(_async_call, _async_results),
+    (Kind.BIDI, True): partial(_async_call_with_stream, _async_results),
 }

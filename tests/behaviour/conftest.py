@@ -24,6 +24,7 @@ from typing import Any, TypeGuard
 import pytest
 
 from ..conftest import KINDS, MARKER, Baseline, wait_until_nothing_is_left
+from .table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).parent / "site"
@@ -85,7 +86,10 @@ class Row:
 
     def differs(self, difference: str) -> bool:
         """Whether a documented difference holds for this row."""
-        return not self.names.isdisjoint(read_differences()[difference])
+        found = not self.names.isdisjoint(read_differences()[difference])
+        if found:
+            TABLE.met.add(difference)
+        return found
 
 
 ROWS = [
@@ -102,6 +106,19 @@ ROWS = [
         for how in (*ENGINES, NETRPC)
     ),
 ]
+
+
+TABLE = Table(ROWS)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--behaviours", action="store_true", help="print the table of behaviours and rows")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Without a default it would be an error where this file is found too late for its option.
+    if config.getoption("--behaviours", False):
+        config.pluginmanager.register(TABLE, "behaviours")
 
 
 @functools.cache
