@@ -2,9 +2,10 @@
 
 From the bottom up:
 
-- `frames`, `hpack_blocks`, `events`, `limits`, `connection`: HTTP/2 without sockets and threads (RFC 9113, RFC 7541);
+- `frames`, `header_blocks`, `events`, `limits`, `connection`: HTTP/2 without sockets and threads (RFC 9113, RFC 7541);
 - `metadata`, `messages`, `status`: what gRPC puts on top, pure as well;
 - `link`: one stream and one connection under one lock, and who may write when;
+- `inbox`: what both sides' calls have in common: the messages that came, and how much more may come;
 - `timers`, `workers`: the few threads there are;
 - `channel` with `calls`: the client. `server` with `context`: the server.
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from .events import Headers
 from .frames import ErrorCode
-from .messages import IDENTITY, PREFIX, PREFIX_SIZE, MessageError, MessageReader
+from .inbox import Inbox
+from .messages import IDENTITY, MessageError
 from .metadata import Metadata, decode_message, decode_metadata, field
 from .status import OK, Status, StatusCode, public_code, rpc_cancelled, rpc_error, rpc_future_timeout
 from .timers import Timer
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Deserializer = Callable[[bytes], Any] | None
 
 
-class Call:
+class Call(Inbox):
     """One call, of any kind.
 
     :param method: the path, e.g. ``"/proto.GreeterService/Greet"``.
@@ -39,7 +40,6 @@ class Call:
 
     # What most calls never change stands on the class: a call is made in a microsecond.
     link: ClientLink
-    stream_id = 0
     compressed = 0
     """Whether messages are sent compressed: the flag before each."""
     initial: Metadata | None = None
@@ -47,12 +47,9 @@ class Call:
     unprocessed = False
     """Whether the server is known not to have looked at it: it may be sent again."""
     timer: Timer | None = None
-    reader: MessageReader | None = None
-    """Made when a message does not come in one piece, as most do."""
     encoding = IDENTITY
     """The server's ``grpc-encoding``."""
     _headers_seen = False
-    _uncredited = 0
     _news: threading.Condition | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
     _on_end: Callable[[], None] | None = None
@@ -63,8 +60,8 @@ class Call:
         self.method = method
         self.deadline = deadline
         self.single = single
-        self.messages: deque[bytes] = deque()
-        self._max_receive = max_receive
+        self.messages = deque()
+        self.max_receive = max_receive
         self._deserialize = deserialize
 
     # What comes from the connection. Called with the link's lock held.
@@ -77,7 +74,7 @@ class Call:
         link = self.link
         if link.last_trailers is None or link.last_headers is None or self._headers_seen or self.status is not None:
             return False
-        answer = link.connection.receive_answer(self.stream_id, data, self._max_receive)
+        answer = link.connection.receive_answer(self.stream_id, data, self.max_receive)
         if answer is None:
             return False
         headers, message, trailers = answer
@@ -146,48 +143,22 @@ class Call:
         self._complete(status)
 
     def on_data(self, data: bytes | memoryview, ends: bool) -> None:
-        size = len(data)
-        if self.reader is None and size >= PREFIX_SIZE and self._is_one_message(data, size):
-            self.messages.append(bytes(data[PREFIX_SIZE:]))
-        elif not self._read(data):
+        try:
+            self.put(data, self.encoding)
+        except MessageError as error:
+            self._abandon(error.status)
             return
         if ends:
             self._complete(Status(StatusCode.INTERNAL, "the peer ended the stream without trailers"))
         elif not self.single:
-            self._uncredited += size
             self.tell()
         elif len(self.messages) > 1:
             self._abandon(Status(StatusCode.INTERNAL, "several messages in answer to a unary call"))
 
-    def _is_one_message(self, data: bytes | memoryview, size: int) -> bool:
-        """Whether this is one message, whole, uncompressed, and not too large."""
-        flag, length = PREFIX.unpack_from(data)
-        return length + PREFIX_SIZE == size and not flag and (self._max_receive is None or length <= self._max_receive)
-
-    def _read(self, data: bytes | memoryview) -> bool:
-        """Take a piece that is not just one message. False when that ended the call."""
-        reader = self.reader
-        if reader is None:
-            reader = self.reader = MessageReader(self._max_receive)
-            reader.encoding = self.encoding
-        try:
-            self.messages += reader.feed(data)
-        except MessageError as error:
-            self._abandon(error.status)
-            return False
-        if reader.missing:
-            # While one waits to be consumed, the next is not helped to come: what piles up stays within the window.
-            if not self.messages:
-                self.link.connection.expect(self.stream_id, reader.missing)
-        else:
-            # The next message may come in one piece again.
-            self.reader = reader if reader.inside else None
-        return True
-
     def _complete(self, status: Status) -> None:
         """The peer has said all."""
         if status.code is StatusCode.OK:
-            if self.reader is not None and self.reader.inside:
+            if self.inside:
                 status = Status(StatusCode.INTERNAL, "the response ends in the middle of a message")
             elif self.single and not self.messages:
                 status = Status(StatusCode.INTERNAL, "the peer answered OK without a message")
@@ -311,7 +282,7 @@ class UnaryCall(Call):
 
     def again(self) -> UnaryCall:
         """A new call like this one was, with the same deadline."""
-        call = UnaryCall(self.method, self._deserialize, self.deadline, self._max_receive, self.single)
+        call = UnaryCall(self.method, self._deserialize, self.deadline, self.max_receive, self.single)
         call.compressed = self.compressed
         return call
 
@@ -400,19 +371,6 @@ class StreamCall(Call):
         if link.connection.due:
             link.flush_or_delegate()
         return self.deserialize(message)
-
-    def take_message(self) -> bytes:
-        """The first of the messages that are there. Called with the lock held.
-
-        Lets the peer send as much again: all that came when nothing is left to consume.
-        """
-        message = self.messages.popleft()
-        size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
-        self._uncredited -= size
-        self.link.connection.consumed(self.stream_id, size)
-        if not self.messages and self.reader is not None and self.reader.missing:
-            self.link.connection.expect(self.stream_id, self.reader.missing)
-        return message
 
 
 class Responses:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from .events import Headers
 from .header_blocks import encode, literal, named
-from .messages import GZIP, IDENTITY, PREFIX, PREFIX_SIZE, MessageError, MessageReader
+from .inbox import Inbox
+from .messages import GZIP, IDENTITY, MessageError
 from .metadata import Metadata, decode_metadata, decode_timeout, encode_message, encode_metadata
 from .status import Status, StatusCode, public_code
 from .timers import Timer
@@ -101,10 +102,11 @@ def trailers_block(status: Status, limit: int | None) -> bytes:
     return block
 
 
-class ServerCall:
+class ServerCall(Inbox):
     """One call: what came, what was answered, whether it is over."""
 
     # What most calls never change stands on the class: a call is made in a microsecond.
+    link: ServerLink
     request_ended = False
     handler: Any = None
     started = False
@@ -114,8 +116,6 @@ class ServerCall:
     initial_sent = False
     timer: Timer | None = None
     deadline: float | None = None
-    reader: MessageReader | None = None
-    """Made when a message does not come in one piece, as most do."""
     code: StatusCode | None = None
     details = ""
     initial: Metadata = ()
@@ -125,7 +125,6 @@ class ServerCall:
     """Whether messages are to be compressed."""
     silent = True
     """Whether the handler has said nothing yet about how it is answered: none of the six above."""
-    _uncredited = 0
     _news: threading.Condition | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
 
@@ -133,8 +132,8 @@ class ServerCall:
         self.link = link
         self.stream_id = stream_id
         self.request = request
-        self.messages: deque[bytes] = deque()
-        self._max_receive = max_receive
+        self.messages = deque()
+        self.max_receive = max_receive
         if request.timeout is not None:
             self.deadline = time.monotonic() + request.timeout
 
@@ -146,44 +145,16 @@ class ServerCall:
             self.link.connection.consumed(self.stream_id, len(data))
             self.request_ended = ends
             return None
-        size = len(data)
-        if self.reader is None and size >= PREFIX_SIZE and self._is_one_message(data, size):
-            self.messages.append(bytes(data[PREFIX_SIZE:]))
-        else:
-            status = self._read(data)
-            if status is not None:
-                return status
+        try:
+            self.put(data, self.request.encoding)
+        except MessageError as error:
+            return error.status
         if ends:
             return self.on_end()
-        self._uncredited += size
         if self._news is not None:
             self._news.notify_all()
         if len(self.messages) > 1 and self.handler is not None and not self.handler.request_streaming:
             return Status(StatusCode.INTERNAL, "several messages in a unary request")
-        return None
-
-    def _is_one_message(self, data: bytes | memoryview, size: int) -> bool:
-        """Whether this is one message, whole, uncompressed, and not too large."""
-        flag, length = PREFIX.unpack_from(data)
-        return length + PREFIX_SIZE == size and not flag and (self._max_receive is None or length <= self._max_receive)
-
-    def _read(self, data: bytes | memoryview) -> Status | None:
-        """Take a piece that is not just one message."""
-        reader = self.reader
-        if reader is None:
-            reader = self.reader = MessageReader(self._max_receive)
-            reader.encoding = self.request.encoding
-        try:
-            self.messages += reader.feed(data)
-        except MessageError as error:
-            return error.status
-        if reader.missing:
-            # While one waits to be consumed, the next is not helped to come: what piles up stays within the window.
-            if not self.messages:
-                self.link.connection.expect(self.stream_id, reader.missing)
-        else:
-            # The next message may come in one piece again.
-            self.reader = reader if reader.inside else None
         return None
 
     def on_end(self) -> Status | None:
@@ -191,7 +162,7 @@ class ServerCall:
         self.request_ended = True
         if self._news is not None:
             self._news.notify_all()
-        if self.reader is not None and self.reader.inside:
+        if self.inside:
             return Status(StatusCode.INTERNAL, "the request ends in the middle of a message")
         return None
 
@@ -240,17 +211,6 @@ class ServerCall:
             message = self.take_message()
         if link.connection.due:
             link.flush_or_delegate()
-        return message
-
-    def take_message(self) -> bytes:
-        """The first of the messages that are there, for which the client may send others. Called with the lock held."""
-        connection = self.link.connection
-        message = self.messages.popleft()
-        size = min(len(message) + 5, self._uncredited) if self.messages else self._uncredited
-        self._uncredited -= size
-        connection.consumed(self.stream_id, size)
-        if not self.messages and self.reader is not None and self.reader.missing:
-            connection.expect(self.stream_id, self.reader.missing)
         return message
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
