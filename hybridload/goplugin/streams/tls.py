@@ -20,7 +20,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hybridload.goplugin.certificates import Certificate
 from hybridload.goplugin.streams.base import (
@@ -130,6 +130,7 @@ class TLSStream:
         self._ended = False  # the peer said that it is done
         self._failure: StreamError | None = None
         self._plain = b""  # received while nobody asked for it
+        self._drained = False  # whether there is neither that nor anything in the records at hand
 
     def __repr__(self) -> str:
         return f"<TLSStream {'closed ' if self._closed else ''}{self.peer}>"
@@ -197,6 +198,7 @@ class TLSStream:
         except StreamError as error:
             raise self._fail(error) from error.__cause__
         with self._state:
+            self._drained = False
             if data:
                 self._incoming.write(data)
             else:
@@ -220,23 +222,29 @@ class TLSStream:
                 self._sending.release()
 
     def send(self, data: Buffer) -> None:
-        self.send_all((data,))
+        if 0 < len(data) <= _CHUNK:
+            self._send((data,))
+        else:
+            self.send_all((data,))
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
+        self._send(_pieces(buffers))
+
+    def _send(self, pieces: Iterable[Buffer]) -> None:
         if not self._shaken:
             self.handshake()
         try:
             with self._sending:
-                for piece in _pieces(buffers):
-                    self._encrypt(piece)
-                    self._flush()
+                for piece in pieces:
+                    self._below.send(self._encrypted(piece))
         except StreamClosed as error:
             self.readable()  # looks at what came; the peer may have said why before it hung up
             raise (error if self._failure is None else again(self._failure)) from error.__cause__
         if self._outgoing.pending:
             self._flush_unless_busy()
 
-    def _encrypt(self, piece: Buffer) -> None:
+    def _encrypted(self, piece: Buffer) -> bytes:
+        """The records of a piece, behind those that were made before."""
         with self._state:
             if self._closed:
                 raise self._closed_here()
@@ -248,14 +256,18 @@ class TLSStream:
                     written += self._tls.write(memoryview(piece)[written:])
             except ssl.SSLError as error:
                 raise StreamReset(f"TLS with {self._below.peer} broke: {_reason(error)}") from error
+            return self._outgoing.read()
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         if not self._shaken:
             self.handshake()
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._receiving:
-            while (plain := self._decrypt(max_bytes)) is None:
+            # What is at hand was mostly taken by the last one to receive.
+            plain = None if self._drained and self._failure is None else self._decrypt(max_bytes)
+            while plain is None:
                 self._feed(timeout)
+                plain = self._decrypt(max_bytes)
                 if deadline is not None:
                     timeout = max(0.0, deadline - time.monotonic())
             return plain
@@ -304,6 +316,7 @@ class TLSStream:
             except ssl.SSLError as error:  # for the next receiver; what came before is good
                 self._fail(self._broken(error))
                 break
+        self._drained = len(plain) < max_bytes and not self._ended and not self._incoming.pending
         return plain
 
     def _read_record(self, max_bytes: int) -> bytes:
@@ -338,6 +351,7 @@ class TLSStream:
     def _say_farewell(self) -> None:
         """Queue the close notification. Called with `_sending` and `_state` held."""
         # OpenSSL's shutdown reads on and drops what it reads: take the plain text out of its reach before.
+        self._drained = False
         try:
             while not self._ended:
                 self._plain += self._read_record(_CHUNK)
@@ -381,6 +395,7 @@ class TLSStream:
                 self._feed(timeout=0)
             with self._state:
                 self._plain = plain + self._plain
+                self._drained = False
             return True
         except TimeoutError:
             return False
