@@ -267,13 +267,14 @@ class Channel:
 class _Method:
     """What the four multicallables share."""
 
-    __slots__ = ("_block", "_channel", "_deserialize", "_path", "_serialize", "method")
+    __slots__ = ("_block", "_channel", "_deserialize", "_path", "_serialize", "_timed", "method")
 
     def __init__(self, channel: Channel, method: str, serialize: Serializer, deserialize: Deserializer) -> None:
         self.method = method
         self._channel = channel
         self._path = channel.path_block(method)
         self._block = channel.header_block(self._path, None, None, False)
+        self._timed = (0.0, b"")  # the last time-out and its header block: most callers always give the same
         self._serialize = serialize
         self._deserialize = deserialize
 
@@ -283,11 +284,18 @@ class _Method:
         """The call object, its header block, and whether to gzip."""
         deadline = None if timeout is None else time.monotonic() + timeout
         call = kind(self.method, self._deserialize, deadline, self._channel.max_receive, single)
-        if timeout is None and metadata is None and compression is None:
-            return call, self._block, False
+        if metadata is None and compression is None:
+            return call, self._block if timeout is None else self._timed_block(timeout), False
         gzip = is_gzip(compression)
         call.compressed = int(gzip)
         return call, self._channel.header_block(self._path, timeout, metadata, gzip), gzip
+
+    def _timed_block(self, timeout: float) -> bytes:
+        last, block = self._timed
+        if last != timeout:
+            block = self._channel.header_block(self._path, timeout, None, False)
+            self._timed = (timeout, block)
+        return block
 
     def _message(self, request: Any, gzip: bool) -> bytes:
         try:
@@ -315,13 +323,17 @@ class UnaryUnary(_Method):
         :param timeout: in seconds.
         :raises RpcError: the call ended with another status than OK.
         """
-        if timeout is not None or metadata is not None or compression is not None:
+        if metadata is not None or compression is not None:
             return self._run(request, timeout, metadata, compression).response()
         channel = self._channel
         if self._serialize is not None or channel.max_send is not None or len(request) > LARGEST_MESSAGE:
             request = self._message(request, False)
-        call = UnaryCall(self.method, self._deserialize, None, channel.max_receive, True)
-        return channel.run(call, self._block, request).response()
+        if timeout is None:
+            call = UnaryCall(self.method, self._deserialize, None, channel.max_receive, True)
+            return channel.run(call, self._block, request).response()
+        deadline = time.monotonic() + timeout
+        call = UnaryCall(self.method, self._deserialize, deadline, channel.max_receive, True)
+        return channel.run(call, self._timed_block(timeout), request).response()
 
     def with_call(
         self,
