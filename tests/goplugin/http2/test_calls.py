@@ -157,7 +157,7 @@ def test_the_deadline_reaches_the_server(channel: Any) -> None:
 def test_every_call_has_its_own_time_out(channel: Any) -> None:
     remaining = channel.unary_unary("/t.T/Remaining")
     for timeout in (100, 1000, 100, 1000):
-        assert timeout / 2 < float(remaining(b"", timeout=timeout)) < timeout + 1
+        assert timeout / 2 < float(remaining(b"", timeout=timeout)) < timeout * 1.1  # grpcio rounds up
 
 
 def test_a_call_without_a_deadline_has_none(channel: Any) -> None:
