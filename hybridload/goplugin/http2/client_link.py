@@ -35,7 +35,7 @@ from .events import (
 )
 from .frames import ErrorCode
 from .limits import Limits
-from .link import Link
+from .link import JOINED_MESSAGE, Link, views_of
 from .messages import PREFIX
 from .metadata import Metadata
 from .status import Status, StatusCode
@@ -43,12 +43,6 @@ from .timers import Timers
 from .workers import Workers, WorkersClosed
 
 logger = logging.getLogger(__name__)
-
-_JOINED_MESSAGE = 16384
-"""Up to this size a message and its prefix are one piece; above, the message is not copied."""
-
-_SEND_PIECE = 1 << 20
-"""How much is handed to the stream at once while a large message is sent."""
 
 
 class ClientLink(Link):
@@ -177,11 +171,12 @@ class ClientLink(Link):
             crowded = len(self.calls) > 1
             if first is not None:
                 size = len(first)
-                if size <= _JOINED_MESSAGE and connection.window(stream_id) >= size + 5:
+                if size <= JOINED_MESSAGE and connection.window(stream_id) >= size + 5:
                     connection.send_data(stream_id, PREFIX.pack(call.compressed, size) + first, ends)
                     first = None
-        self._flush_for(call, guarded=crowded or first is not None)
-        if first is not None:
+        if first is None:
+            self._flush_for(call, guarded=crowded)
+        else:
             self.send_message(call, first, ends)
 
     def admit(self, call: Call, block: bytes) -> None:
@@ -210,21 +205,13 @@ class ClientLink(Link):
 
     def send_message(self, call: Call, message: bytes, ends: bool) -> None:
         """Send one message, as fast as the peer lets us. Returns early when the call ends."""
-        prefix = PREFIX.pack(call.compressed, len(message))
-        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
-        for number, piece in enumerate(pieces, 1):
-            view = memoryview(piece)
-            while True:
-                with self.lock:
-                    if not self._await_window(call):
-                        return
-                    part = view[:_SEND_PIECE]
-                    whole = len(part) == len(view)
-                    sent = self.connection.send_data(call.stream_id, part, ends and whole and number == len(pieces))
-                self._flush_for(call, guarded=True)
-                view = view[sent:]
-                if not view:
-                    break
+        rest = views_of(message, call.compressed)
+        while rest:
+            with self.lock:
+                if not self._await_window(call):
+                    return
+                self.queue(call.stream_id, rest, ends)
+            self._flush_for(call, guarded=True)
 
     def end_sending(self, call: Call) -> None:
         """Say that the request is complete."""
@@ -269,6 +256,12 @@ class ClientLink(Link):
                 return True
             return connection.window(call.stream_id) > 0
 
+        if self.connection.due and not settled():
+            self.lock.release()
+            try:
+                self._flush_for(call, guarded=True)  # it may be what opens the window
+            finally:
+                self.lock.acquire()
         if not self.wait_for(call, settled, call.deadline):
             self._expire(call)
         return call.status is None and connection.is_sending(call.stream_id)

@@ -62,7 +62,7 @@ _COPIED_PIECE: Final = 4096
 """Pieces of a body up to this size are copied out, so that a few bytes do not keep a large buffer alive."""
 
 _JOINED_DATA: Final = 16384
-"""Up to this size a frame's header and payload become one object; above, the payload is passed on as it is."""
+"""Below this size a frame's header and payload become one object; from it on, the payload is passed on as it is."""
 
 
 _DATA_HEADER: Final = Struct(">HBBBLBL")
@@ -350,7 +350,7 @@ class Connection:
     def _append_data(self, stream_id: int, data: Buffer, flags: int) -> None:
         size = len(data)
         header = frames.HEADER.pack(size >> 8, size & 255, frames.DATA, flags, stream_id)
-        if size <= _JOINED_DATA:
+        if size < _JOINED_DATA:
             self.due.append(header + data)
         else:
             self.due.append(header)

@@ -25,6 +25,8 @@ class Inbox:
     max_receive: int | None
     _reader: MessageReader | None = None
     """Made when a message does not come in one piece, as most do."""
+    _helped = False
+    """Whether the message that has begun was let through whole."""
     _uncredited = 0
 
     @property
@@ -50,7 +52,10 @@ class Inbox:
         if reader is None:
             reader = self._reader = MessageReader(self.max_receive)
             reader.encoding = encoding
-        self.messages += reader.feed(data)
+        arrived = reader.feed(data)
+        if arrived:
+            self.messages += arrived
+            self._helped = False
         if reader.missing:
             self._expect_the_rest()
         elif not reader.inside:
@@ -69,5 +74,6 @@ class Inbox:
         return message
 
     def _expect_the_rest(self) -> None:
-        if not self.messages and self._reader is not None and self._reader.missing:
+        if not self.messages and self._reader is not None and self._reader.missing and not self._helped:
+            self._helped = True
             self.link.connection.expect(self.stream_id, self._reader.missing)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from hybridload.goplugin.streams.base import Stream
 
 from .connection import Connection
+from .messages import PREFIX
 
 if TYPE_CHECKING:
     from .loop_writer import LoopWriter
@@ -26,8 +27,22 @@ if TYPE_CHECKING:
 SMALL: Final = 1024
 """Bytes that a stream which says that it is writable takes without blocking."""
 
+SEND_PIECE: Final = (1 << 20) + 4096
+"""How many bytes of large messages are handed to the stream at once; a mebibyte with all that belongs to it is one."""
+
+JOINED_MESSAGE: Final = 16384
+"""Up to this size in bytes a message and its prefix are one piece; above, the message is not copied."""
+
 _CHUNK: Final = 65536
 _LARGEST_CHUNK: Final = 1 << 20
+
+
+def views_of(message: bytes, compressed: int) -> list[memoryview]:
+    """A message as it is sent, behind its prefix."""
+    prefix = PREFIX.pack(compressed, len(message))
+    if len(message) <= JOINED_MESSAGE:
+        return [memoryview(prefix + message)]
+    return [memoryview(prefix), memoryview(message)]
 
 
 class Link:
@@ -43,6 +58,25 @@ class Link:
         """Writes for event loops; made when the first of them needs it."""
         self._sending = threading.Lock()
         self._chunk = _CHUNK
+
+    def queue(self, stream_id: int, rest: list[memoryview], ends: bool) -> None:
+        """Make due what may be sent just now, up to a piece. Called with `lock` held.
+
+        :param rest: what is to be sent, none of it empty; what was taken is taken out.
+        :param ends: whether our half of the stream ends with the last of it.
+        """
+        connection = self.connection
+        room = SEND_PIECE
+        while rest and room and connection.window(stream_id):
+            first = rest[0]
+            part = first[:room]
+            whole = len(rest) == 1 and len(part) == len(first)
+            sent = connection.send_data(stream_id, part, ends and whole)
+            room -= sent
+            if sent < len(first):
+                rest[0] = first[sent:]
+            else:
+                del rest[0]
 
     def flush(self) -> None:
         """Send all that is due. Blocks while the peer does not read.

@@ -53,8 +53,8 @@ from .events import (
 )
 from .frames import ErrorCode
 from .header_blocks import encode
-from .link import Link
-from .messages import LARGEST_MESSAGE, PREFIX, MessageError, check_size, compress
+from .link import JOINED_MESSAGE, Link, views_of
+from .messages import LARGEST_MESSAGE, MessageError, check_size, compress
 from .status import Status, StatusCode
 from .workers import Job, WorkersClosed
 
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_JOINED_MESSAGE: Final = 16384
-_SEND_PIECE: Final = 1 << 20
 _KNOWN_REQUESTS: Final = 64
 _HARDLY_SLOW: Final = 0.02
 """Seconds. A method that was overtaken and returned within them is not remembered: that was the machine's fault."""
@@ -452,7 +450,7 @@ class ServerLink(Link):
             call.initial_sent = True
             block = encode(((b":status", call.request.refusal), (b"content-type", b"text/plain")))
             self.connection.send_headers(call.stream_id, block)
-        self._send_all(call, memoryview(_NOT_GRPC), ends=True)
+        self._send_all(call, [memoryview(_NOT_GRPC)], ends=True)
         with self.lock:
             if not call.over:
                 self._end(call)
@@ -462,10 +460,12 @@ class ServerLink(Link):
 
     def _answer(self, call: ServerCall, message: bytes | None) -> None:
         """The only response, if any, and the status."""
-        if message is not None and len(message) <= _JOINED_MESSAGE and self._answer_at_once(call, message):
+        if message is not None and len(message) <= JOINED_MESSAGE and self._answer_at_once(call, message):
             return
-        if message is None or self.send_message(call, message):
+        if message is None or self.send_message(call, message, held=True):
             self.finish(call, call.status())
+        if self.connection.due:
+            self._flush_or_end()  # the call was over before its last words
 
     def _answer_at_once(self, call: ServerCall, message: bytes) -> bool:
         """All of a small answer in one step, where the handler left it at that. False when it cannot be done so."""
@@ -504,26 +504,26 @@ class ServerLink(Link):
             call.initial_sent = True
             self.connection.send_headers(call.stream_id, call.response_head())
 
-    def send_message(self, call: ServerCall, message: bytes) -> bool:
-        """Send one response, as fast as the client lets us. False when the call is over."""
-        prefix = PREFIX.pack(call.gzip, len(message))
-        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
+    def send_message(self, call: ServerCall, message: bytes, held: bool = False) -> bool:
+        """Send one response, as fast as the client lets us. False when the call is over.
+
+        :param held: whether its end may wait for what the caller sends next.
+        """
         with self.lock:
             if self._is_gone(call):
                 return False
             self._send_initial(call)
-        return all(self._send_all(call, memoryview(piece)) for piece in pieces)
+        return self._send_all(call, views_of(message, call.gzip), held=held)
 
-    def _send_all(self, call: ServerCall, view: memoryview, ends: bool = False) -> bool:
+    def _send_all(self, call: ServerCall, rest: list[memoryview], ends: bool = False, held: bool = False) -> bool:
         """Send a piece of the body. False when the call is over first."""
-        while view:
+        while rest:
             with self.lock:
                 if not self._await_window(call):
                     return False
-                part = view[:_SEND_PIECE]
-                sent = self.connection.send_data(call.stream_id, part, ends and len(part) == len(view))
-            self._flush_or_end()
-            view = view[sent:]
+                self.queue(call.stream_id, rest, ends)
+            if rest or not held:
+                self._flush_or_end()
         return not call.over
 
     def _await_window(self, call: ServerCall) -> bool:
