@@ -6,7 +6,8 @@
   leader is reaped (until then no id can be anyone else's), so that nothing is left of a plugin that crashed.
 - The end of the *process* counts, not the end of its pipes: a grandchild may hold those open. It is known at once even
   when that thread is held up by whoever takes the output (`poll`).
-- Output that nobody takes holds the plugin up, by the pipe's own capacity, and never fills this process's memory.
+- Output that nobody takes holds the plugin up, by the pipe's own capacity, and never fills this process's memory. One
+  that writes without end is held up as well, or it and whoever reads that would take two processors from all others.
 - Limits are in force before the program is: its process begins as a small program of ours that sets them and becomes
   the other, with the same pid.
 - The bytes whose checksum was verified are the bytes that run: see `platforms.verified_copy`.
@@ -15,6 +16,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import hmac
 import logging
@@ -24,6 +26,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -40,6 +43,10 @@ log = logging.getLogger(__name__)
 _CHUNK = 256 * 1024
 # What a pipe can hold at the most after its writer has ended (Linux's default limit for an unprivileged process).
 _PIPE_CAPACITY = 1024 * 1024
+_BURST = 16 * 1024 * 1024
+"""Bytes that a plugin may write as fast as it can."""
+_RATE = 64 * 1024 * 1024
+"""Bytes a second that are taken from one that goes on."""
 _PATIENCE = 5.0
 """Seconds that `close` waits for whoever takes the last output: a logging handler may be blocked for ever."""
 
@@ -186,9 +193,10 @@ class PluginProcess:
 
     def _run(self, on_stdout: Callable[[bytes], None], on_stderr: Callable[[bytes], None]) -> None:
         sinks: dict[int, Callable[[bytes], None]] = {}
+        pace = _Pace(time.monotonic())
         for pipe, sink in ((self._child.stdout, on_stdout), (self._child.stderr, on_stderr)):
             os.set_blocking(pipe, False)
-            sinks[pipe] = sink
+            sinks[pipe] = functools.partial(_take, sink, pace)
         try:
             self._drain(sinks)
         finally:
@@ -264,6 +272,32 @@ def _pump(descriptor: int, sink: Callable[[bytes], None], limit: int = _CHUNK) -
             return False
         limit -= len(data)
     return True
+
+
+class _Pace:
+    """How fast output is taken: `_BURST` bytes at once, and `_RATE` bytes a second from then on."""
+
+    def __init__(self, now: float) -> None:
+        self._left = float(_BURST)
+        self._since = now
+
+    def pause_after(self, size: int, now: float) -> float:
+        """Seconds to wait when so many bytes were taken.
+
+        :param now: seconds, on a clock that only goes forward.
+        """
+        self._left = min(_BURST, self._left + (now - self._since) * _RATE) - size
+        self._since = now
+        return max(0.0, -self._left / _RATE)
+
+
+def _take(sink: Callable[[bytes], None], pace: _Pace, data: bytes) -> None:
+    try:
+        sink(data)
+    finally:
+        pause = pace.pause_after(len(data), time.monotonic())
+        if pause:
+            time.sleep(pause)
 
 
 class _WaitingThread:

@@ -16,7 +16,7 @@ import pytest
 
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound
 from hybridload.goplugin.lifeline import Lifeline
-from hybridload.goplugin.process import PluginProcess, ProcessSpec, describe_exit
+from hybridload.goplugin.process import PluginProcess, ProcessSpec, _Pace, describe_exit
 
 
 class Recorder:
@@ -275,3 +275,13 @@ def test_the_watcher_lets_go_of_what_was_released(run: Any) -> None:
 )
 def test_an_exit_is_described_in_words(code: int | None, words: str) -> None:
     assert describe_exit(code) == words
+
+
+def test_output_without_end_is_taken_at_a_steady_pace() -> None:
+    pace, megabyte = _Pace(now=100.0), 1 << 20
+    assert [pace.pause_after(megabyte, now=100.0) for _ in range(16)] == [0.0] * 16
+    assert pace.pause_after(megabyte, now=100.0) == 1 / 64
+    assert pace.pause_after(megabyte, now=100.0 + 1 / 64) == 1 / 64
+    # After a quiet while it is taken as fast as ever.
+    assert [pace.pause_after(megabyte, now=200.0) for _ in range(16)] == [0.0] * 16
+    assert pace.pause_after(megabyte, now=200.0) == 1 / 64

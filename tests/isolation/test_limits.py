@@ -6,10 +6,12 @@ import hashlib
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hybridload import Loader
@@ -29,7 +31,7 @@ class Greed(Protocol):
     def open_files(self) -> int: ...
     def burn(self) -> int: ...
     def fork(self, user: int) -> int: ...
-    def shout(self, megabytes: int) -> int: ...
+    def shout(self, megabytes: int, descriptor: int) -> int: ...
     def surroundings(self) -> list[str]: ...
     def double(self, number: int) -> int: ...
 
@@ -75,9 +77,9 @@ class Greed:
                 each.kill()
                 each.wait()
         return len(kept)
-    def shout(self, megabytes):
+    def shout(self, megabytes, descriptor):
         for _ in range(16 * megabytes):
-            os.write(1, b"x" * 65535 + b"\\n")
+            os.write(descriptor, b"x" * 65535 + b"\\n")
         return megabytes
     def surroundings(self):
         ignored = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, restore_signals=False)
@@ -221,16 +223,62 @@ def _tasks_of(user: int) -> int:
     return found
 
 
-def test_others_answer_while_one_writes_200_megabytes(greedy: Greedy) -> None:
+OUTPUTS = {"stdout": 1, "stderr": 2}
+_TAKEN = 50_000_000
+"""Bytes by which the host may grow meanwhile, whatever is written."""
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_others_answer_while_one_writes_100_megabytes(greedy: Greedy, output: str) -> None:
     loader, plugin = greedy()
+    measure(f"100 MB to {output}", loader.load("modest"), plugin.shout, 100, OUTPUTS[output])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_latency_of_others_while_one_takes_all_it_can_get(greedy: Greedy) -> None:
+    """Prints the ratios; what they may be depends on the machine and on who else is busy on it."""
+    loader, plugin = greedy('limits = { memory = "400MB" }')
     modest = loader.load("modest")
-    shouting = in_thread(plugin.shout, 200)
-    answers = 0
-    while not shouting.done():
-        assert modest.double(answers) == 2 * answers
-        answers += 1
-    assert shouting.result(PATIENCE) == 200
-    assert answers
+    for output, descriptor in OUTPUTS.items():
+        measure(f"1 GB to {output}", modest, plugin.shout, 1024, descriptor)
+    measure("allocating without end", modest, plugin.allocate)
+    if os.getuid() == 0:
+        measure("500 processes", modest, plugin.fork, 0)
+
+
+def measure(what: str, modest: Any, work: Callable[..., Any], *args: Any) -> None:
+    """Call one plugin while another is at something, and tell how long calls took before and meanwhile."""
+    this = psutil.Process()
+    before = sorted(took(modest) for _ in range(500))
+    rss = this.memory_info().rss
+    busy = in_thread(work, *args)
+    meanwhile, grown = [], 0
+    while not busy.done():
+        meanwhile.append(took(modest))
+        if len(meanwhile) % 50 == 1:
+            grown = max(grown, this.memory_info().rss - rss)
+    error = busy.exception(PATIENCE)
+    print(
+        f"{what}: {len(meanwhile)} calls, "
+        + ", ".join(
+            f"{part} {1e6 * quantile(before, part):.0f} us, then {1e6 * quantile(sorted(meanwhile), part):.0f} us"
+            for part in (0.5, 0.9)
+        )
+        + f"; the host grew {grown >> 20} MiB; it ended with {error!r:.80}"
+    )
+    assert meanwhile
+    assert grown < _TAKEN
+
+
+def took(modest: Any) -> float:
+    began = time.perf_counter()
+    assert modest.double(21) == 42
+    return time.perf_counter() - began
+
+
+def quantile(times: list[float], part: float) -> float:
+    return times[int(part * len(times))]
 
 
 def test_those_of_defaults_hold_where_a_plugin_says_nothing_else(tmp_path: Path) -> None:
