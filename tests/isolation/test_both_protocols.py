@@ -50,6 +50,10 @@ class Work(Protocol):
     def keep(self, item: Item, count: int = 2) -> list[Item]: ...
     def pid(self) -> int: ...
     def fail(self, words: str) -> None: ...
+    def text(self, wrong: str) -> str: ...
+    def number(self) -> int: ...
+    def things(self, wrong: str) -> list[Item]: ...
+    def nothing(self) -> None: ...
     def wait_for(self, file: str) -> int: ...
     def say(self, words: str) -> None: ...
     def last_words(self, words: str, end: str) -> int: ...
@@ -75,6 +79,14 @@ class Worker:
         return os.getpid()
     def fail(self, words):
         raise Refusal(words)
+    def text(self, wrong):
+        return None if wrong == "nothing" else 5
+    def number(self):
+        return 2 ** 70
+    def things(self, wrong):
+        return (Item("a"),) if wrong == "tuple" else [Item("a", "red")]
+    def nothing(self):
+        return 5
     def wait_for(self, file):
         open(file + ".entered", "w").close()
         while not os.path.exists(file):
@@ -170,6 +182,26 @@ def test_an_exception_is_itself(hire: Hire, sdk: Any) -> None:
         with pytest.raises(sdk.Refusal) as caught:
             worker.fail(words)
         assert str(caught.value) == words
+    assert worker.double(1) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "error"),
+    [
+        ("text", ["nothing"], TypeError),
+        ("text", ["number"], TypeError),
+        ("number", [], OverflowError),
+        ("things", ["tuple"], TypeError),
+        ("things", ["color"], TypeError),
+        ("nothing", [], TypeError),
+    ],
+)
+def test_a_result_that_is_not_what_the_hint_says_fails_the_call(
+    hire: Hire, method: str, wrong: list[str], error: type[Exception]
+) -> None:
+    _, worker = hire()
+    with pytest.raises(error, match=rf"{method}\(\) result"):
+        getattr(worker, method)(*wrong)
     assert worker.double(1) == 2
 
 

@@ -85,6 +85,7 @@ class Travelling:
     :param receive_type: what an argument is received as; `None` passes it over.
     :param unpack: the argument -> what to call the method with.
     :param reply_type: what the reply is sent as, unless it is `None`.
+    :param reply_nilable: whether `None` may be the result of a method that has one.
     :param reply_expected: what a reply is received as; `None` passes it over.
     :param nothing: the reply of a method without a result.
     """
@@ -97,6 +98,7 @@ class Travelling:
     receive_type: GoType | None
     unpack: Callable[[Any], Arguments]
     reply_type: GoType
+    reply_nilable: bool
     reply_expected: GoType | None
     nothing: Any
 
@@ -159,6 +161,7 @@ class Conventions:
             receive_type,
             unpack,
             reply_type,
+            reply_expected is not None and _may_be_nil(reply_expected),
             reply_expected,
             nothing,
         )
@@ -245,9 +248,10 @@ class Conventions:
                 return found
             case Enumeration(python=python):
                 return _members_alone(python)
-            case Repeated(item=item, builds=builds):
-                elem = Slice(self._type(item, _at(inner, 0)))
-                return elem if builds is list else Adapted(elem, builds, list)
+            case Repeated(item=item, accepts=accepts, builds=builds):
+                # Gob itself would take a tuple for a list.
+                slice_type = Slice(self._type(item, _at(inner, 0)))
+                return Adapted(slice_type, _same if builds is list else builds, partial(_listed, accepts))
             case Table(key=key, value=value):
                 return Map(self._type(key, _at(inner, 0)), self._type(value, _at(inner, 1)))
             case Maybe(item=item):
@@ -355,6 +359,12 @@ def _unknown_methods(declared: NetRPC, service: Service) -> list[str]:
 
 def _at(hints: Sequence[Any], index: int) -> Any:
     return hints[index] if index < len(hints) else None
+
+
+def _listed(accepts: Any, value: Any) -> Any:
+    if not isinstance(value, accepts):
+        raise TypeError(f"it is no {accepts.__qualname__}")
+    return value if isinstance(value, list) else list(value)
 
 
 def _only(values: Sequence[Any]) -> Any:

@@ -46,6 +46,7 @@ class Behavior:
     :param reply_type: `None` for what the reply's own type stands for.
     :param waits: it always takes long, so a leader never runs it.
     :param protocol: it is the protocol's own, which goes on when the plugin ends.
+    :param refuse: the exception to answer for a reply that cannot be sent; by default what says so.
     """
 
     run: Callable[[Any], Any]
@@ -53,6 +54,7 @@ class Behavior:
     reply_type: GoType | None
     waits: bool = False
     protocol: bool = False
+    refuse: Callable[[Any, GobError], Exception] | None = None
 
 
 Services = Mapping[str, Mapping[str, Behavior]]
@@ -297,7 +299,7 @@ class ServerLink:
             with self._sending:
                 self._stream.send(self._rpc.reply(call, reply, reply_type))
         except GobError as error:
-            self._send_error(call, self._failure(error))
+            self._send_error(call, self._failure(behavior.refuse(reply, error) if behavior.refuse else error))
         except StreamError as error:
             log.debug("an answer could not be sent: %s", error)
 
