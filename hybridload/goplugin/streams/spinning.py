@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from hybridload.goplugin.streams.base import Stream
 
-LOOK = 1e-4  # seconds; a small call over a unix socket takes half of it
+LOOK = 2e-4  # seconds; a small call under TLS takes half of it on a machine that has other things to do
 TRY = 32  # out of so many receives one looks when it has been given up
 # Every success adds to the trust in looking, a failure takes twice as much; with half of the most, it is given up.
 _MOST_TRUST = 8
