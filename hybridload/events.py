@@ -11,7 +11,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from hybridload.frozen import frozen
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _LEVELS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PluginEvent:
     """Something that happened to a plugin.
 

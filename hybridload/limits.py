@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
+
+from hybridload.frozen import frozen
 
 _UNITS = {
     **{"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
     **{"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40},
 }
-_SIZE = re.compile(r"(\d{1,15}) ?([A-Za-z]*)", re.ASCII)
+_SIZE = r"(\d{1,15}) ?([A-Za-z]*)"
 _MOST = 2**62
 _EXPECTED = {
     "memory": 'a size greater than 0, in bytes or as "512MB" or "1GiB"',
@@ -21,7 +23,7 @@ _EXPECTED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Limits of one process; `None` for what the host itself may use. A lower one that the host is under stays.
 
@@ -68,6 +70,6 @@ def read_limits(table: Mapping[str, Any]) -> Limits:
 def _size(value: object) -> object:
     if not isinstance(value, str):
         return value
-    found = _SIZE.fullmatch(value.strip())
+    found = re.fullmatch(_SIZE, value.strip(), re.ASCII)
     unit = found and _UNITS.get(found[2].upper())
     return int(found[1]) * unit if found and unit else None

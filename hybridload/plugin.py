@@ -36,6 +36,7 @@ from hybridload.errors import (
     PluginError,
 )
 from hybridload.events import Events, PluginEvent
+from hybridload.frozen import frozen
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.prefork.host import ForkServer
 from hybridload.handle import Methods, handle_class, new_handle, rebind, stand_in
@@ -86,7 +87,7 @@ _OF_OBJECTS = frozenset({"entry_point", "options", "strict"})
 """The settings that make an in-process object what it is; the others are about processes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PluginStatus:
     """What became of a plugin.
 
@@ -125,7 +126,7 @@ class PluginStatus:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Host:
     """What the plugins of one loader share."""
 

@@ -28,11 +28,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import Enum, StrEnum
 from typing import Any, TypeAlias
 
 from hybridload.config.chain import Chain, Isolation
+from hybridload.frozen import frozen
 
 
 class State(StrEnum):
@@ -48,7 +49,7 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """How much is done for a plugin. The fields are keys of the configuration.
 
@@ -87,7 +88,7 @@ class Failure(Enum):
     FATAL = "no isolation may be tried in its place"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """The host loaded, switched or reloaded the plugin.
 
@@ -99,34 +100,34 @@ class Loaded:
     better: Chain = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Started:
     """What was asked to start runs, and serves from now on."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StartFailed:
     """What was asked to start does not run."""
 
     how: Failure = Failure.AGAIN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Crashed:
     """What served has ended by itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unhealthy:
     """What serves does not answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Due:
     """The time that was to be waited for has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Close:
     """The host has no more use for the plugin."""
 
@@ -137,33 +138,33 @@ News: TypeAlias = Loaded | Started | StartFailed | Crashed | Unhealthy | Due | C
 # What it answers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Start:
     """Start the plugin in that isolation: nothing serves."""
 
     isolation: Isolation
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probe:
     """Start the plugin in that isolation beside the one that serves."""
 
     isolation: Isolation
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wait:
     """Say `Due` in so many seconds, unless something else happens before."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """Kill what serves: it does not answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tell:
     """Tell whoever listens that the plugin has come to a state.
 
@@ -187,8 +188,8 @@ class Supervisor:
     :param chance: gives numbers from 0 up to 1; `random.random` by default.
     """
 
-    def __init__(self, policy: Policy = Policy(), chance: Callable[[], float] | None = None) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy | None = None, chance: Callable[[], float] | None = None) -> None:
+        self.policy = policy or Policy()
         self.state = State.UNLOADED
         self.chain: Chain = ()
         self.isolation: Isolation | None = None

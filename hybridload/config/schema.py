@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ from hybridload.config.chain import closest, to_chain
 from hybridload.config.settings import dotted
 from hybridload.errors import ConfigError
 from hybridload.external import absolute_program, is_bare_name
+from hybridload.frozen import frozen
 from hybridload.limits import read_limits
 
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
@@ -41,7 +41,7 @@ def _list_of(kind: Any, at_least: int = 1) -> Any:
     return Annotated[list[kind], msgspec.Meta(min_length=at_least)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Key:
     """What one key may hold.
 

@@ -14,16 +14,17 @@ Paths are absolute already: relative ones start at the file's folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from hybridload.config.chain import ISOLATION_VARIABLE, Chain, isolation_variable
 from hybridload.errors import ConfigError
+from hybridload.frozen import frozen
 from hybridload.limits import Limits
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostSettings:
     """The table `[host]`: what is the same for every plugin of a host."""
 
@@ -41,7 +42,7 @@ class HostSettings:
     """Whether a change of the file is applied, and a change of a plugin's program reloads it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PluginSettings:
     """A table `[plugins.<name>]` on top of `[defaults]`. Every field but the last is a key of the file."""
 
@@ -103,7 +104,7 @@ class PluginSettings:
     """What the isolation was set by: a variable, or a file and a key."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """A configuration as a whole. Without a file it is empty, and only the environment has a say.
 

@@ -91,7 +91,7 @@ class Parameter:
     annotation: Any = None
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@frozen
 class Method:
     """One method of an interface that travels.
 
@@ -117,6 +117,9 @@ class Method:
     result_number: int
     function: Callable[..., Any] = field(repr=False)
     result_annotation: Any = None
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @property
     def location(self) -> str:

@@ -15,10 +15,11 @@ import hashlib
 import os
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from hybridload.errors import ConfigError
+from hybridload.frozen import frozen
 
 Curve = Literal["P-256", "P-384", "P-521"]
 
@@ -27,7 +28,7 @@ _BACKDATED_SECONDS = 30  # for peers in containers and machines whose clock is a
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END CERTIFICATE-----")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Certificate:
     """A certificate and its private key.
 

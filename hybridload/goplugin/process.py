@@ -29,12 +29,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
 from hybridload import platforms
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
+from hybridload.frozen import frozen
 from hybridload.goplugin.lifeline import Lifeline, end_keeper, start_keeper
 from hybridload.limits import Limits
 
@@ -51,7 +52,7 @@ _PATIENCE = 5.0
 """Seconds that `close` waits for whoever takes the last output: a logging handler may be blocked for ever."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProcessSpec:
     """What to run.
 

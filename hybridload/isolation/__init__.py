@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
+
+from hybridload.frozen import frozen
 
 if TYPE_CHECKING:
     from hybridload.goplugin.lifeline import Lifeline
@@ -47,7 +49,7 @@ class Opening:
             kill()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """Everything that a driver may need to run one plugin.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from hybridload.external import External
+from hybridload.frozen import frozen
 from hybridload.sources.entry_point import EntryPoint
 
 Source = Literal["config", "entry-point", "folder"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """A place that a name can come from: a program, or a Python object that an entry point names.
 

@@ -14,14 +14,16 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
+
+from hybridload.frozen import frozen
 
 _LENGTH = 4
 _DESCRIPTORS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fork:
     """A process to be forked.
 
@@ -40,7 +42,7 @@ class Fork:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON can hold it."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
