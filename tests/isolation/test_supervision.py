@@ -232,6 +232,7 @@ def test_each_transition_is_told_logged_and_shown(employ: Employ, caplog: pytest
     delay = work.story.named("backing off")[0].delay
     assert delay is not None
     assert 0.2 <= delay <= 0.4
+    wait_until(lambda: len(shown) == len(work.story.events))  # the story is told first
     assert shown[-1] == "running"
     assert set(shown) <= {"starting", "backing off", "running", "crashed"}
 
