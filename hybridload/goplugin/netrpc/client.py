@@ -2,9 +2,9 @@
 
 Who reads the stream is a role, as below it in `streams.reading`: a caller that waits while nobody reads takes the role,
 settles whatever answers come, and when its own is among them passes the role to another caller that waits. So a caller
-that is alone sends its call and receives its answer without any other thread being woken. Calls of which nobody waits
-on a thread (those of `async def` methods) are followed by a thread that starts with the first of them and reads only
-while no caller does.
+that is alone sends its call and receives its answer without any other thread being woken, and without going to sleep
+where the answer comes soon (see `streams.spinning`). Calls of which nobody waits on a thread (those of `async def`
+methods) are followed by a thread that starts with the first of them and reads only while no caller does.
 
 net/rpc cannot cancel: a caller that gives up is forgotten, and its answer is passed over when it comes.
 
