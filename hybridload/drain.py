@@ -128,9 +128,11 @@ class Limit:
         """Let in whoever waits and has room. Called with the lock held."""
         while self._turns and len(self._inside) < self.most:
             turn = self._turns.popleft()
+            self._inside.append(None)  # first: a stream that is collected meanwhile comes through here as well
             if turn.set_running_or_notify_cancel():
-                self._inside.append(None)
                 turn.set_result(None)
+            else:
+                self._inside.pop()
 
 
 class CountedStream:

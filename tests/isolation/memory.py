@@ -2,21 +2,25 @@
 
 Python's own blocks are counted, which a leak of objects shows to the last one. What the kernel counts shows what is
 beneath them (OpenSSL, cryptography, protobuf, threads), once C's allocator has given back what it keeps for later.
+
+Neither RSS nor USS will do: a page of a library's file is private or shared, and counted or not, as other processes come
+and go. And C's allocator has an arena for each of some threads; each grows to what it once needed and stays there
+(`MALLOC_ARENA_MAX=1` has one, and shows that nothing else grows).
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import sys
 from dataclasses import dataclass
-
-import psutil
+from pathlib import Path
 
 BLOCKS = 3_000
 """What may be left: a plugin that something holds on to is about a thousand, and caches settle within a few hundred."""
 BYTES = 6_000_000
-"""The same: pages that cannot be given back because something small lives on them, a megabyte or two."""
+"""The same: pages of arenas that cannot be given back because something small lives on them, a megabyte or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Memory:
     """What is in use, or the difference between two such.
 
     :param blocks: memory blocks that the interpreter has allocated.
-    :param bytes: of this process alone (USS), after malloc_trim(3).
+    :param bytes: that are no file's, after malloc_trim(3).
     """
 
     blocks: int
@@ -36,7 +40,9 @@ class Memory:
             gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
             libc.malloc_trim(0)
-        return cls(sys.getallocatedblocks(), psutil.Process().memory_full_info().uss)
+        kilobytes = re.search(r"^Anonymous: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+        assert kilobytes is not None
+        return cls(sys.getallocatedblocks(), 1024 * int(kilobytes[1]))
 
     def __sub__(self, other: Memory) -> Memory:
         return Memory(self.blocks - other.blocks, self.bytes - other.bytes)

@@ -33,6 +33,7 @@ from typing import Any
 from hybridload.errors import BrokerError
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.engine import Endpoint, Engine, Server
+from hybridload.goplugin.http2.timers import Timers
 from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.streams.base import Listener, Stream, StreamClosed
 from hybridload.goplugin.transport import Transport
@@ -81,6 +82,7 @@ class GRPCBroker:
         self._accepting: dict[int, KnockedListener] = {}
         self._knocking = threading.Lock()
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._refusals = Timers(f"hybridload {name} knocks")
         self._owned: set[Any] = set()
         self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
@@ -169,6 +171,7 @@ class GRPCBroker:
         if reaper is not None:
             self._disposed.put(_END)
             reaper.join()
+        self._refusals.close()
         for each in owned:
             each.close()
 
@@ -330,12 +333,9 @@ class GRPCBroker:
             error = f"nobody accepts the id {service_id}"
             self._send(service_id=service_id, knock={"knock": True, "ack": True, "error": error})
 
-        timer = _Timer(_KNOCK_PATIENCE * PATIENCE, refuse, self._disown, f"hybridload {self._name} knock")
         with self._changed:
-            if service_id not in self._knocks or self._closed:
-                return
-            self._owned.add(timer)
-            timer.start()
+            if service_id in self._knocks and not self._closed:
+                self._refusals.at(time.monotonic() + _KNOCK_PATIENCE * PATIENCE, refuse)
 
     def _done_accepting(self, listener: KnockedListener) -> None:
         with self._changed:
@@ -523,25 +523,3 @@ class _Dialled:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Timer(threading.Thread):
-    """Does something later, unless it is closed before; joined by `close`."""
-
-    def __init__(self, delay: float, action: Callable[[], None], ended: Callable[[Any], None], name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self._delay = delay
-        self._action = action
-        self._finished = ended
-        self._cancelled = threading.Event()
-
-    def run(self) -> None:
-        if not self._cancelled.wait(self._delay):
-            self._action()
-            self._finished(self)
-
-    def close(self) -> None:
-        """Do not do it, and wait for the thread."""
-        self._cancelled.set()
-        if threading.current_thread() is not self:
-            self.join()

@@ -75,12 +75,15 @@ class Server:
     # Connections
 
     def add_listener(self, listener: Listener) -> None:
-        """Serve whoever connects there. The server owns the listener."""
+        """Serve whoever connects there. The server owns the listener; one that is stopping closes it."""
         with self._changed:
-            self._listeners.append(listener)
-            started = self._started
-        if started:
-            self._accept_from(listener)
+            refused = self._stopped is not None
+            if not refused:
+                self._listeners.append(listener)
+                if self._started:
+                    self._accept_from(listener)
+        if refused:
+            listener.close()
 
     def serve(self, stream: Stream) -> None:
         """Serve one connection, in threads of the server's. The server owns the stream.

@@ -7,8 +7,11 @@ import time
 
 import pytest
 
+from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.timers import Timers
 from hybridload.goplugin.http2.workers import Workers, WorkersClosed
+from hybridload.goplugin.streams.base import StreamClosed
+from hybridload.goplugin.streams.sockets import listen_unix
 
 
 def test_a_job_gets_a_thread_at_once_however_many_are_busy() -> None:
@@ -87,3 +90,14 @@ def test_an_action_that_fails_does_not_stop_the_next(caplog: pytest.LogCaptureFi
     timers.close()
     timers.close()
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_listener_that_comes_to_a_server_that_stops_is_closed_and_waited_on_by_nobody() -> None:
+    server = Server(())
+    server.start()
+    assert server.stop(0).wait(10)
+    before, listener = threading.active_count(), listen_unix()
+    server.add_listener(listener)
+    with pytest.raises(StreamClosed):
+        listener.accept(0)
+    assert threading.active_count() == before
