@@ -3,8 +3,8 @@
 Python's own blocks are counted, which a leak of objects shows to the last one. What the kernel counts shows what is
 beneath them (OpenSSL, cryptography, protobuf, threads), once C's allocator has given back what it keeps for later.
 
-Neither RSS nor USS will do: a page of a library's file is private or shared, and counted or not, as other processes come
-and go. And C's allocator has an arena for each of some threads; each grows to what it once needed and stays there
+Neither RSS nor USS will do: a page of a library's file is private or shared, and counted or not, as other processes
+come and go. And C's allocator has an arena for each of some threads; each grows to what it once needed and stays there
 (`MALLOC_ARENA_MAX=1` has one, and shows that nothing else grows).
 """
 

@@ -268,13 +268,14 @@ def run_chaos(config: Path, *, warm_up: float, seconds: float) -> None:
     with quiet_logging() as valve:
         one_round(config, valve, seed, warm_up)
         before = Memory.of_this_process()
-        one_round(config, valve, seed + 1, seconds)
+        calls = one_round(config, valve, seed + 1, seconds)
         after = Memory.of_this_process()
     print(f"memory: {after - before}")
+    assert calls["right"] > 10
     (after - before).is_next_to_nothing()
 
 
-def one_round(config: Path, valve: Valve, seed: int, seconds: float) -> None:
+def one_round(config: Path, valve: Valve, seed: int, seconds: float) -> collections.Counter[str]:
     text = config.read_text()
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     told: collections.Counter[str] = collections.Counter()
@@ -300,12 +301,12 @@ def one_round(config: Path, valve: Valve, seed: int, seconds: float) -> None:
     print(f"chaos for {seconds:g} s: {calls.total()} calls {dict(calls)}, the slowest took {slowest:.1f} s")
     print(f"  done: {dict(chaos.done)}")
     print(f"  told: {dict(told)}")
-    assert calls["right"] > 10
     assert slowest < _LATE
     assert psutil.Process().children(recursive=True) == []
     assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert threading.active_count() <= threads
     assert list(Path(os.environ["TMPDIR"]).glob("hybridload-*")) == []
+    return calls
 
 
 @contextlib.contextmanager
