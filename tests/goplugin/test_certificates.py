@@ -10,14 +10,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hybridload.errors import ConfigError
-from hybridload.goplugin.certificates import Certificate, der_of, generate_certificate, pem_of
+from hybridload.goplugin.certificates import Certificate, Curve, der_of, generate_certificate, pem_of
 
 
-def test_a_certificate_has_the_shape_that_go_plugin_gives_its_own() -> None:
-    made = x509.load_der_x509_certificate(generate_certificate().der)
+@pytest.mark.parametrize(
+    ("curve", "name", "digest"),
+    [("P-256", "secp256r1", "sha256"), ("P-384", "secp384r1", "sha384"), ("P-521", "secp521r1", "sha512")],
+)
+def test_a_certificate_has_the_shape_that_go_plugin_gives_its_own(curve: Curve, name: str, digest: str) -> None:
+    made = x509.load_der_x509_certificate(generate_certificate(curve).der)
     key = made.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    assert key.curve.name == "secp521r1"
+    assert key.curve.name == name
+    assert made.signature_hash_algorithm is not None
+    assert made.signature_hash_algorithm.name == digest
+    made.verify_directly_issued_by(made)
     assert made.subject == made.issuer
     assert made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
