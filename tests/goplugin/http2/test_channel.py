@@ -480,6 +480,68 @@ def test_an_answer_counts_though_the_peer_hung_up_before_it_was_read() -> None:
     peer.join()
 
 
+class Watched:
+    """A stream that counts what is written, and in which Ctrl-C may be pressed."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self._stream = stream
+        self.writes = 0
+        self.interrupted = ""
+
+    def _note(self, what: str) -> None:
+        self.writes += what == "send"
+        if self.interrupted == what:
+            self.interrupted = ""
+            raise KeyboardInterrupt
+
+    def send(self, data: bytes) -> None:
+        self._note("send")
+        self._stream.send(data)
+
+    def send_all(self, buffers: Any) -> None:
+        self._note("send")
+        self._stream.send_all(buffers)
+
+    def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
+        self._note("receive")
+        return self._stream.receive(max_bytes, timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@pytest.mark.parametrize("where", ["send", "receive"])
+def test_ctrl_c_in_a_call_costs_its_connection_and_nothing_else(dial: Dialler, where: str) -> None:
+    opened: list[Watched] = []
+
+    def open_watched() -> Watched:
+        opened.append(Watched(dial()))
+        return opened[-1]
+
+    with Channel(open_watched) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        assert echo(b"a") == b"a"
+        opened[0].interrupted = where
+        with pytest.raises(KeyboardInterrupt):
+            echo(b"b")
+        assert echo(b"c", timeout=10) == b"c"
+        assert len(opened) == 2
+
+
+def test_a_call_is_one_write_and_a_large_one_hardly_more(dial: Dialler) -> None:
+    stream = Watched(dial())
+    with Channel(lambda: stream) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        writes = []
+        for size in (1, 1, 1, 1 << 20, 1 << 20):
+            before = stream.writes
+            assert len(echo(bytes(size))) == size
+            writes.append(stream.writes - before)
+    # The server's window takes a quarter of a mebibyte at once, and it is told that all of the answer may come.
+    assert writes[1:3] == [1, 1]
+    assert max(writes[3:]) <= 4
+
+
 def test_a_connection_that_takes_no_more_calls_ends_with_the_channel_too() -> None:
     def stream_then_go_away(connection: Connection, stream_id: int) -> None:
         connection.send_headers(stream_id, OK_RESPONSE)
