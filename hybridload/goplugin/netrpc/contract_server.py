@@ -1,12 +1,12 @@
 """A contract and an object that implements it, as the net/rpc service ``Plugin``.
 
-`async def` methods run on one event loop; the call's own thread waits. A result that the method's hint does not allow
+`async def` methods run on one event loop, and no thread waits for them. A result that the method's hint does not allow
 fails the call as it would over gRPC.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -28,43 +28,49 @@ def contract_service(conventions: Conventions, implementation: object, loop: Eve
     return {
         SERVICE: {
             travelling.name: Behavior(
-                _run(travelling, getattr(implementation, travelling.method.name), loop),
+                _run(travelling, getattr(implementation, travelling.method.name)),
                 travelling.receive_type,
                 travelling.reply_type,
                 refuse=partial(_refusal, travelling),
+                loop=loop if travelling.method.is_async else None,
             )
             for travelling in conventions.methods
         }
     }
 
 
-def _run(travelling: Travelling, function: Callable[..., Any], loop: EventLoop) -> Callable[[Any], Any]:
-    unpack, nothing = travelling.unpack, travelling.nothing
-    if travelling.method.is_async:
-        awaited = function
-
-        def function(*args: Any, **kwargs: Any) -> Any:
-            return loop.submit(awaited(*args, **kwargs)).result()
-
-    if travelling.reply_expected is None:
-
-        def run_without_result(argument: Any) -> Any:
-            args, kwargs = unpack(argument)
-            result = function(*args, **kwargs)
-            if result is not None:
-                raise TypeError(f"{travelling.method.name}() result must be None, not {type(result).__qualname__}")
-            return nothing
-
-        return run_without_result
+def _run(travelling: Travelling, function: Callable[..., Any]) -> Callable[[Any], Any]:
+    unpack, reply = travelling.unpack, _reply(travelling)
 
     def run(argument: Any) -> Any:
         args, kwargs = unpack(argument)
-        result = function(*args, **kwargs)
+        return reply(function(*args, **kwargs))
+
+    async def awaited(result: Awaitable[Any]) -> Any:
+        return reply(await result)
+
+    def begin(argument: Any) -> Any:
+        args, kwargs = unpack(argument)
+        return awaited(function(*args, **kwargs))
+
+    return begin if travelling.method.is_async else run
+
+
+def _reply(travelling: Travelling) -> Callable[[Any], Any]:
+    """What is answered for a result of the method's."""
+    name, nothing = travelling.method.name, travelling.nothing
+
+    def no_result(result: Any) -> Any:
+        if result is not None:
+            raise TypeError(f"{name}() result must be None, not {type(result).__qualname__}")
+        return nothing
+
+    def some_result(result: Any) -> Any:
         if result is None and not travelling.reply_nilable:
-            raise TypeError(f"{travelling.method.name}() result must not be None")
+            raise TypeError(f"{name}() result must not be None")
         return result
 
-    return run
+    return no_result if travelling.reply_expected is None else some_result
 
 
 def _refusal(travelling: Travelling, result: Any, error: GobError) -> Exception:

@@ -50,15 +50,10 @@ def _behavior(method: Callable[..., Any], registry: Registry, loop: EventLoop) -
     if takes:
         hint = hints.get(parameters[0].name)
         argument_type = ANYTHING if hint is None else registry.go_type(hint)
-    run = _run(method, takes, loop)
+    run: Callable[[Any], Any] = method if takes else lambda argument: method()
+    awaited = loop if inspect.iscoroutinefunction(method) else None
     result = hints.get("return", inspect.Signature.empty)
     if result is inspect.Signature.empty:
-        return Behavior(run, argument_type, None)
-    return Behavior(run, argument_type, ANYTHING if result is type(None) else registry.go_type(result))
-
-
-def _run(method: Callable[..., Any], takes: bool, loop: EventLoop) -> Callable[[Any], Any]:
-    function: Callable[[Any], Any] = method if takes else lambda argument: method()
-    if inspect.iscoroutinefunction(method):
-        return lambda argument: loop.submit(function(argument)).result()
-    return function
+        return Behavior(run, argument_type, None, loop=awaited)
+    reply_type = ANYTHING if result is type(None) else registry.go_type(result)
+    return Behavior(run, argument_type, reply_type, loop=awaited)

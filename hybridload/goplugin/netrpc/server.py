@@ -16,18 +16,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybridload.goplugin.http2.watchdog import Watchdog
-from hybridload.goplugin.http2.workers import Workers, WorkersClosed
+from hybridload.goplugin.http2.workers import Job, Workers, WorkersClosed
 from hybridload.goplugin.in_flight import InFlight
 from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GobError, GoType, Limits, Registry
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Call, Received, Refusal, RpcServer
 from hybridload.goplugin.streams.base import Stream, StreamError
+
+if TYPE_CHECKING:
+    from hybridload.goplugin.event_loop import EventLoop
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +45,14 @@ _QUICK = 0.001  # seconds
 class Behavior:
     """How one method is answered.
 
-    :param run: argument -> reply; `None` travels as a nil interface, whatever the reply's type.
+    :param run: argument -> reply; `None` travels as a nil interface, whatever the reply's type. With a `loop`, it
+        returns at once an awaitable of the reply.
     :param argument_type: `None` passes the argument over, and `run` gets `None`.
     :param reply_type: `None` for what the reply's own type stands for.
     :param waits: it always takes long, so a leader never runs it.
     :param protocol: it is the protocol's own, which goes on when the plugin ends.
     :param refuse: the exception to answer for a reply that cannot be sent; by default what says so.
+    :param loop: where the reply is awaited; no thread waits for it. `None` where `run` returns the reply itself.
     """
 
     run: Callable[[Any], Any]
@@ -55,6 +61,7 @@ class Behavior:
     waits: bool = False
     protocol: bool = False
     refuse: Callable[[Any, GobError], Exception] | None = None
+    loop: EventLoop | None = None
 
 
 Services = Mapping[str, Mapping[str, Behavior]]
@@ -162,6 +169,7 @@ class ServerLink:
         self._failure = failure
         self._on_end = on_end
         self._sending = threading.Lock()
+        self._outcomes = _InTurn(server.workers)
         self._lock = threading.Lock()
         self._ready: deque[Received] = deque()
         self._broken = False
@@ -240,7 +248,7 @@ class ServerLink:
         count = server.protocol_calls if behavior.protocol else server.calls
         count.enter()
         name = _name(received)
-        if behavior.waits or name in server.slow:
+        if behavior.waits or (name in server.slow and behavior.loop is None):
             try:
                 server.workers.submit(partial(self._run_elsewhere, received, behavior, count))
             except BaseException:
@@ -253,9 +261,8 @@ class ServerLink:
         if server.watchdog.resting:
             server.watchdog.wake()
         try:
-            self._run(received, behavior)
+            self._run(received, behavior, count)
         finally:
-            count.leave()
             with self._lock:
                 leads = self._term == term
                 if leads:
@@ -267,10 +274,7 @@ class ServerLink:
 
     def _run_elsewhere(self, call: Call, behavior: Behavior, count: InFlight) -> None:
         began = time.monotonic()
-        try:
-            self._run(call, behavior)
-        finally:
-            count.leave()
+        self._run(call, behavior, count)
         if time.monotonic() - began < _QUICK:
             self._forgive(_name(call))
 
@@ -283,17 +287,49 @@ class ServerLink:
         else:
             slow.pop(name, None)
 
-    def _run(self, call: Call, behavior: Behavior) -> None:
+    def _run(self, call: Call, behavior: Behavior, count: InFlight) -> None:
+        """Run a call, which leaves `count` once it is answered."""
+        awaited = False
         try:
-            reply = behavior.run(call.argument)
-        except Refused as refused:
-            self._send_error(call, str(refused))
+            try:
+                reply = behavior.run(call.argument)
+                if behavior.loop is not None:
+                    self._await(call, behavior, behavior.loop, reply, count)
+                    awaited = True
+                    return
+            except BaseException as error:
+                self._send_failure(call, error)
+                return
+            self._send_reply(call, behavior, reply)
+        finally:
+            if not awaited:
+                count.leave()
+
+    def _await(self, call: Call, behavior: Behavior, loop: EventLoop, reply: Awaitable[Any], count: InFlight) -> None:
+        """Have an event loop await a reply, and somebody send it then."""
+
+        def send(outcome: Future[tuple[Any, BaseException | None]]) -> None:
+            reply, error = (None, CancelledError()) if outcome.cancelled() else outcome.result()
+            try:
+                if error is not None:
+                    self._send_failure(call, error)
+                else:
+                    self._send_reply(call, behavior, reply)
+            finally:
+                count.leave()
+
+        # The loop must not wait for the other side to read: it leaves the sending to a thread.
+        loop.submit(_outcome(reply)).add_done_callback(lambda outcome: self._outcomes.add(partial(send, outcome)))
+
+    def _send_failure(self, call: Call, error: BaseException) -> None:
+        if isinstance(error, Refused):
+            self._send_error(call, str(error))
             return
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                log.error("a call raised %s, which would end a program; it fails alone", type(error).__name__)
-            self._send_error(call, self._failure(error))
-            return
+        if not isinstance(error, Exception):
+            log.error("a call raised %s, which would end a program; it fails alone", type(error).__name__)
+        self._send_error(call, self._failure(error))
+
+    def _send_reply(self, call: Call, behavior: Behavior, reply: Any) -> None:
         try:
             reply_type = ANYTHING if reply is None else behavior.reply_type or type_of(reply, self._registry)
             with self._sending:
@@ -309,6 +345,50 @@ class ServerLink:
                 self._stream.send(self._rpc.error(call, text))
         except StreamError as error:
             log.debug("an answer could not be sent: %s", error)
+
+
+class _InTurn:
+    """Does one job after the other, on a thread that is there only while there are some."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._jobs: deque[Job] = deque()
+        self._working = False
+
+    def add(self, job: Job) -> None:
+        """Do `job` after those before it; never blocks. From any thread."""
+        with self._lock:
+            self._jobs.append(job)
+            starts, self._working = not self._working, True
+        if starts:
+            try:
+                self._workers.submit(self._work)
+            except WorkersClosed:
+                log.debug("answers are dropped: the server has stopped")
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._working = False
+                    return
+                job = self._jobs.popleft()
+            try:
+                job()
+            except Exception:
+                log.exception("sending an answer failed")
+
+
+async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    import asyncio
+
+    try:
+        return await awaitable, None
+    except asyncio.CancelledError:
+        return None, CancelledError()
+    except BaseException as error:  # what is no Exception would end the loop, and not this call alone
+        return None, error
 
 
 def _name(call: Call) -> str:
