@@ -30,6 +30,7 @@ class LoopCall(LoopNews):
     """One call whose handler runs on an event loop.
 
     :param call: its handler has a `loop`; see `grpc.handlers.MethodHandler`.
+    :raises RuntimeError: the loop is closed.
     """
 
     __slots__ = ("_call", "_link", "_task", "_writer")

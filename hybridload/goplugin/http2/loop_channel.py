@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -222,8 +223,8 @@ class LoopCall(LoopNews):
         if first is not None:
             try:
                 await self._send(first, ends=True)
-            except BaseException:
-                self.cancel(_CANCELLED)
+            except BaseException as error:
+                self._interrupted(error)
                 raise
         elif not isinstance(request, bytes):
             self._sending = self.loop.create_task(self._send_all(request, max_send))
@@ -242,15 +243,19 @@ class LoopCall(LoopNews):
         """Await news; the call is cancelled when whoever awaits them is."""
         try:
             await waiter
-        except GeneratorExit:
-            # Whoever collects garbage may be in the middle of the connection, with the locks that ending a call takes.
-            self._lost = True
-            if os.getpid() == self._links.pid:
-                _thread.start_new_thread(self.abandon, ())
+        except BaseException as error:
+            self._interrupted(error)
             raise
-        except BaseException:
+
+    def _interrupted(self, error: BaseException) -> None:
+        if not isinstance(error, GeneratorExit):
             self.cancel(_CANCELLED)
-            raise
+            return
+        # Whoever collects garbage may be in the middle of the connection, with the locks that ending a call takes.
+        self._lost = True
+        if os.getpid() == self._links.pid:
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the connection with it
+                _thread.start_new_thread(self.abandon, ())
 
     def cancel(self, status: Status) -> None:
         """End the call from this side, if it is not over; from any thread. In a forked child it is not ours to end."""
@@ -319,8 +324,8 @@ class LoopCall(LoopNews):
             self.cancel(error.status)
         except Exception:
             self.cancel(iteration_failed())
-        except BaseException:
-            self.cancel(_CANCELLED)
+        except BaseException as error:
+            self._interrupted(error)
             raise
         else:
             with link.lock:
@@ -363,6 +368,7 @@ class LoopResponses:
         self._call = call
         self._beginning: Coroutine[Any, Any, LoopCall] | None = beginning
         self._loop_call: LoopCall | None = None
+        self._cancelled = False
         self._taken = 0
 
     def __aiter__(self) -> LoopResponses:
@@ -376,10 +382,12 @@ class LoopResponses:
         """
         call = self._call
         if self._loop_call is None:
-            if self._beginning is None:
-                raise StopAsyncIteration  # it was cancelled before it had begun
+            if self._cancelled or self._beginning is None:
+                raise StopAsyncIteration
             beginning, self._beginning = self._beginning, None
             self._loop_call = await beginning
+            if self._cancelled:
+                self._loop_call.abandon()
         loop_call, link = self._loop_call, call.link
         self._taken += 1
         if self._taken % _BREATH == 0:
@@ -405,6 +413,7 @@ class LoopResponses:
 
     def cancel(self) -> None:
         """End the call. Safe to call twice, and from any thread."""
+        self._cancelled = True
         if self._beginning is not None:
             self._beginning.close()
             self._beginning = None

@@ -223,7 +223,13 @@ class ServerLink(Link):
     def _serve_on_loop(self, call: ServerCall) -> None:
         from .loop_calls import LoopCall  # asyncio takes long to import, and most plugins do without
 
-        LoopCall(self, call).begin()
+        try:
+            loop_call = LoopCall(self, call)
+        except RuntimeError as error:
+            self.finish(call, Status(StatusCode.UNAVAILABLE, str(error)))
+            self.handler_ended()
+        else:
+            loop_call.begin()
 
     def submit(self, job: Job) -> None:
         """Run what may block on another thread.
