@@ -175,6 +175,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
         patch.setenv("TMPDIR", str(folder))
         patch.setattr(tempfile, "tempdir", str(folder))
         with Loader(config=site / "plugins.toml", group=GROUP) as opened:
+            opened.load_all()
             yield opened
     left = wait_until_nothing_is_left(before, KINDS)
     shutil.rmtree(folder)
@@ -356,28 +357,6 @@ def test_a_loop_that_is_closed_misses_the_answer(gate: Any) -> None:
     task._log_destroy_pending = False
 
 
-def test_every_call_that_waits_hears_of_the_crash(gate: Any) -> None:
-    async def host() -> None:
-        waiting = [asyncio.create_task(gate.wait(number)) for number in range(50)]
-        while await gate.leave() < 50:
-            await asyncio.sleep(0.002)
-        with pytest.raises(PluginCrashed):
-            await gate.die()
-        for call in waiting:
-            with pytest.raises(PluginCrashed):
-                await call
-
-    asyncio.run(host())
-
-
-def test_an_idempotent_coroutine_is_called_again_after_a_crash(gate: Any, tmp_path: Path) -> None:
-    async def host() -> None:
-        mark = str(tmp_path / "mark")
-        assert await asyncio.gather(gate.die_once(mark), gate.die_once(mark)) == [42, 42]
-
-    asyncio.run(host())
-
-
 def test_turns_are_waited_for_on_any_loop(narrow: Any) -> None:
     async def host() -> list[bytes]:
         return await asyncio.gather(*(narrow.echo(b"%d" % number) for number in range(100)))
@@ -401,25 +380,6 @@ def test_who_waits_for_a_turn_holds_no_thread_and_may_give_it_up(narrow: Any) ->
         inside[0].cancel()
         assert await asyncio.wait_for(waiting[-1], 60) == b"99"
         inside[1].cancel()
-
-    asyncio.run(host())
-
-
-def test_a_call_stays_where_it_began_and_others_go_where_the_plugin_is(
-    loader: Loader, gate: Any, protocol: str
-) -> None:
-    async def host() -> None:
-        before = loader.status(protocol).pid
-        waiting = asyncio.create_task(gate.wait(5))
-        while await gate.leave() < 1:
-            await asyncio.sleep(0.002)
-        moving = asyncio.create_task(loader.areload(protocol))
-        while loader.status(protocol).pid == before:
-            assert await gate.echo(b"on") == b"on"
-        assert await gate.leave() == 0
-        assert not waiting.done()
-        waiting.cancel()
-        await asyncio.wait_for(moving, 60)
 
     asyncio.run(host())
 
@@ -536,18 +496,6 @@ def test_both_directions_keep_step(streams: Any) -> None:
     asyncio.run(host())
 
 
-def test_a_stream_hears_of_the_crash(streams: Any, tmp_path: Path) -> None:
-    async def host() -> None:
-        stream = streams.forever(str(tmp_path / "crashed"))
-        assert await anext(stream) == 0
-        with pytest.raises(PluginCrashed):
-            await streams.die()
-        with pytest.raises(PluginCrashed):
-            await drained(stream)
-
-    asyncio.run(host())
-
-
 def test_the_plugin_awaits_the_hosts_coroutines(streams: Any) -> None:
     class Listener:
         async def told(self, number: int) -> int:
@@ -575,3 +523,59 @@ def test_a_coroutines_context_is_its_own(streams: Any) -> None:
 
     asyncio.run(host())
     assert sorted(seen) == ["left", "right"]
+
+
+# New processes: last, for what a test starts the check for leftovers ends behind it
+
+
+def test_every_call_that_waits_hears_of_the_crash(gate: Any) -> None:
+    async def host() -> None:
+        waiting = [asyncio.create_task(gate.wait(number)) for number in range(50)]
+        while await gate.leave() < 50:
+            await asyncio.sleep(0.002)
+        with pytest.raises(PluginCrashed):
+            await gate.die()
+        for call in waiting:
+            with pytest.raises(PluginCrashed):
+                await call
+
+    asyncio.run(host())
+
+
+def test_an_idempotent_coroutine_is_called_again_after_a_crash(gate: Any, tmp_path: Path) -> None:
+    async def host() -> None:
+        mark = str(tmp_path / "mark")
+        assert await asyncio.gather(gate.die_once(mark), gate.die_once(mark)) == [42, 42]
+
+    asyncio.run(host())
+
+
+def test_a_call_stays_where_it_began_and_others_go_where_the_plugin_is(
+    loader: Loader, gate: Any, protocol: str
+) -> None:
+    async def host() -> None:
+        before = loader.status(protocol).pid
+        waiting = asyncio.create_task(gate.wait(5))
+        while await gate.leave() < 1:
+            await asyncio.sleep(0.002)
+        moving = asyncio.create_task(loader.areload(protocol))
+        while loader.status(protocol).pid == before:
+            assert await gate.echo(b"on") == b"on"
+        assert await gate.leave() == 0
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait_for(moving, 60)
+
+    asyncio.run(host())
+
+
+def test_a_stream_hears_of_the_crash(streams: Any, tmp_path: Path) -> None:
+    async def host() -> None:
+        stream = streams.forever(str(tmp_path / "crashed"))
+        assert await anext(stream) == 0
+        with pytest.raises(PluginCrashed):
+            await streams.die()
+        with pytest.raises(PluginCrashed):
+            await drained(stream)
+
+    asyncio.run(host())
