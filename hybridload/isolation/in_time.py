@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Kind
@@ -41,8 +42,9 @@ def methods_in_time(service: Service, methods: Methods, plugin: str, timeout: fl
     held: dict[str, Callable[..., Any]] = {}
     for method in service.methods:
         make = _HELD[method.kind in _STREAMS, method.is_async]
-        begin = _Beginning(method, plugin, timeout)
-        held[method.name] = named_after(method, service, make(methods[method.name], begin))
+        held[method.name] = named_after(
+            method, service, make(methods[method.name], partial(_Call, method, plugin, timeout))
+        )
     plain = [method.name for method in service.methods if not method.is_async]
     if plain:
         log.info(
@@ -54,51 +56,30 @@ def methods_in_time(service: Service, methods: Methods, plugin: str, timeout: fl
     return held
 
 
-class _Beginning:
-    """Begins the calls of one method."""
+class _Call:
+    """One call and its deadline. Entered for each step of it; leaving it too late raises `CallTimeout`.
+
+    :raises CallTimeout: the caller's deadline has passed already.
+    """
 
     def __init__(self, method: Method, plugin: str, timeout: float) -> None:
+        left = limited(timeout, plugin)
+        assert left is not None
         self._method = method
         self._plugin = plugin
-        self._timeout = timeout
-
-    def __call__(self) -> _Call:
-        """:raises CallTimeout: the caller's deadline has passed already."""
-        left = limited(self._timeout, self._plugin)
-        assert left is not None
-        return _Call(self, left)
-
-    def too_late(self, allowed: float) -> CallTimeout:
-        return CallTimeout(
-            f"Plugin {self._plugin!r} did not answer within {allowed:.3g} s (call_timeout, or the caller's deadline). "
-            + (
-                f"{self._method.name}() was given up."
-                if self._method.is_async
-                else f"{self._method.name}() was let run to its end, because nothing can interrupt the thread that it "
-                "is on; in another isolation the call ends in time."
-            ),
-            plugin=self._plugin,
-        )
-
-
-class _Call:
-    """One call and its deadline. Entered for each step of it; leaving it too late raises `CallTimeout`."""
-
-    def __init__(self, beginning: _Beginning, allowed: float) -> None:
-        self._beginning = beginning
-        self._allowed = allowed
-        self._end = time.monotonic() + allowed
+        self._allowed = left
+        self._end = time.monotonic() + left
         self._in_time = ending_at(self._end)
 
     def __enter__(self) -> None:
         if time.monotonic() >= self._end:
-            raise self._beginning.too_late(self._allowed)
+            raise self._too_late()
         self._in_time.__enter__()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._in_time.__exit__(None, None, None)
         if time.monotonic() >= self._end and (error is None or isinstance(error, Exception)):
-            raise self._beginning.too_late(self._allowed) from error
+            raise self._too_late() from error
 
     async def wait_for(self, step: Callable[[], Awaitable[Any]]) -> Any:
         """Await one step; it is cancelled when the deadline comes."""
@@ -111,10 +92,27 @@ class _Call:
         except TimeoutError as error:
             if isinstance(error, CallTimeout) or not limit.expired():
                 raise
-            raise self._beginning.too_late(self._allowed) from error
+            raise self._too_late() from error
+
+    def _too_late(self) -> CallTimeout:
+        name = self._method.name
+        what = (
+            f"{name}() was given up."
+            if self._method.is_async
+            else f"{name}() was let run to its end, because nothing can interrupt the thread that it is on; in another "
+            "isolation the call ends in time."
+        )
+        return CallTimeout(
+            f"Plugin {self._plugin!r} did not answer within {self._allowed:.3g} s (call_timeout, or the caller's "
+            f"deadline). {what}",
+            plugin=self._plugin,
+        )
 
 
-def _call(real: Any, begin: _Beginning) -> Any:
+Begin = Callable[[], _Call]
+
+
+def _call(real: Any, begin: Begin) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         with begin():
             return real(*args, **kwargs)
@@ -122,14 +120,14 @@ def _call(real: Any, begin: _Beginning) -> Any:
     return call
 
 
-def _async_call(real: Any, begin: _Beginning) -> Any:
+def _async_call(real: Any, begin: Begin) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
         return await begin().wait_for(lambda: real(*args, **kwargs))
 
     return call
 
 
-def _stream(real: Any, begin: _Beginning) -> Any:
+def _stream(real: Any, begin: Begin) -> Any:
     def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
         this = begin()
         with this:
@@ -149,7 +147,7 @@ def _items(items: Any, call: _Call) -> Iterator[Any]:
             yield item
 
 
-def _async_stream(real: Any, begin: _Beginning) -> Any:
+def _async_stream(real: Any, begin: Begin) -> Any:
     async def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         this, items = begin(), aiter(real(*args, **kwargs))
         async with aclosing(items) if hasattr(items, "aclose") else nullcontext():
@@ -160,7 +158,7 @@ def _async_stream(real: Any, begin: _Beginning) -> Any:
 
 
 _END: Any = object()
-_HELD: dict[tuple[bool, bool], Callable[[Any, _Beginning], Any]] = {
+_HELD: dict[tuple[bool, bool], Callable[[Any, Begin], Any]] = {
     (False, False): _call,
     (False, True): _async_call,
     (True, False): _stream,

@@ -2,7 +2,7 @@
 
 Arguments and results are encoded and decoded as for a process, and so are exceptions and objects that are called back:
 what arrives is a copy, and what could not be sent is refused. Only the bytes stay where they are. What strictness does
-not change: the plugin runs in the host's interpreter and on the caller's thread, and no deadline interrupts it.
+not change: the plugin runs in the host's interpreter and on the caller's thread, which no deadline interrupts.
 """
 
 from __future__ import annotations
