@@ -1,9 +1,8 @@
 """The certificates of AutoMTLS: each side makes one for itself and trusts exactly the other's.
 
 The shape is the one that go-plugin gives its own (mtls.go): self-signed, its own CA, named `localhost` in subject and
-subject alternative name, good for client and server, thirty years from half a minute ago. Towards a Go peer curve and
-names other than the alternative name are free, so the curve is P-256 where go-plugin has P-521: whoever makes it, and
-whoever checks it at each connection, is done in a fraction of the time, and every TLS library knows it.
+subject alternative name, good for client and server, ECDSA on P-521, signed with SHA-512, thirty years from half a
+minute ago. Towards a Go peer curve and names other than the alternative name are free.
 
 The key stays in memory. Nothing here writes a file, and no `repr` shows a key.
 """
@@ -76,10 +75,10 @@ def der_of(pem: bytes) -> bytes:
     raise ConfigError("no certificate found where PEM text with a BEGIN CERTIFICATE block was expected")
 
 
-def generate_certificate(curve: Curve = "P-256", host: str = "localhost") -> Certificate:
+def generate_certificate(curve: Curve = "P-521", host: str = "localhost") -> Certificate:
     """Make a fresh key and a self-signed certificate for it.
 
-    :param curve: go-plugin's own certificates are on P-521.
+    :param curve: P-521 is what Go's side uses; Go accepts the others as well.
     :param host: the name that the peer will check.
     """
     # `ec` alone, and here, not above: most processes never make a certificate, and what builds them in cryptography
