@@ -255,16 +255,16 @@ class Connection:
         stream_id = self._next_id
         if self.failed or self.going_away or stream_id > frames.LARGEST_STREAM_ID:
             raise ConnectionClosed("the connection takes no more streams")
-        self._next_id = stream_id + 2
-        self._send_window -= size
-        self._streams[stream_id] = stream = _Stream(stream_id, window - size, self._stream_window)
-        stream.sending = False
         data = (
             _pack(length >> 8, length & 255, 1, 4, stream_id)
             + block
             + _pack_message(size >> 8, size & 255, 0, 1, stream_id, compressed, size - 5)
             + message
         )
+        self._next_id = stream_id + 2
+        self._send_window -= size
+        self._streams[stream_id] = stream = _Stream(stream_id, window - size, self._stream_window)
+        stream.sending = False
         if self.due:
             self.due.append(data)
             data = b"".join(self.data_to_send())
@@ -291,7 +291,6 @@ class Connection:
             or last > frames.DEFAULT_MAX_FRAME
         ):
             return False
-        self._send_window -= size
         self.due.append(
             _pack(length >> 8, length & 255, 1, 4, stream_id)
             + head
@@ -300,6 +299,7 @@ class Connection:
             + _pack(last >> 8, last & 255, 1, 5, stream_id)
             + trailers
         )
+        self._send_window -= size
         if stream.receiving:
             stream.send_window -= size
             stream.sending = False

@@ -53,7 +53,7 @@ from .events import (
 )
 from .frames import ErrorCode
 from .header_blocks import encode
-from .link import JOINED_MESSAGE, Link, views_of
+from .link import Link, views_of
 from .messages import LARGEST_MESSAGE, MessageError, check_size, compress
 from .status import Status, StatusCode
 from .workers import Job, WorkersClosed
@@ -372,7 +372,10 @@ class ServerLink(Link):
         try:
             message = call.messages.popleft()
             request = message if handler.request_deserializer is None else self._deserialized(message, handler)
-            answer = self._response(call, handler.unary_unary(request, Context(call)))
+            response = handler.unary_unary(request, Context(call))
+            answer = self._response(call, response)
+            if answer is not None and self._answer_at_once(call, answer):
+                return
         except BaseException as error:
             self.finish(call, self._failure(call, error))
             return
@@ -466,8 +469,6 @@ class ServerLink(Link):
 
     def _answer(self, call: ServerCall, message: bytes | None) -> None:
         """The only response, if any, and the status."""
-        if message is not None and len(message) <= JOINED_MESSAGE and self._answer_at_once(call, message):
-            return
         if message is None or self.send_message(call, message, held=True):
             self.finish(call, call.status())
         if self.connection.due:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import os
 import subprocess
@@ -526,6 +527,21 @@ def test_ctrl_c_in_a_call_costs_its_connection_and_nothing_else(dial: Dialler, w
             echo(b"b")
         assert echo(b"c", timeout=10) == b"c"
         assert len(opened) == 2
+
+
+def test_what_is_no_message_fails_its_call_alone(dial: Dialler, service: Any) -> None:
+    service.handlers["Text"] = copy.copy(service.handlers["Echo"])
+    service.handlers["Text"].unary_unary = lambda request, context: "text"
+    with Channel(dial) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        assert echo(b"a") == b"a"
+        with pytest.raises(RpcError) as caught:
+            channel.unary_unary("/t.T/Text")(b"")
+        assert name_of(caught) == "UNKNOWN"
+        with pytest.raises(TypeError):
+            echo("text")
+        assert echo(b"b") == b"b"
+        assert len(dial.opened) == 1
 
 
 def test_a_call_is_one_write_and_a_large_one_hardly_more(dial: Dialler) -> None:
