@@ -168,7 +168,7 @@ def test_one_that_crashes_is_started_again(play: Play) -> None:
 
 
 def test_one_that_hangs_is_found_and_replaced(play: Play) -> None:
-    scene = play("health_interval = 0.1", "health_timeout = 0.3")
+    scene = play("health_interval = 0.1", "health_timeout = 1.0")
     hanging = in_thread(scene.gopher.hang)
     wait_until(lambda: scene.loader.status("gopher").in_flight == 1)
     before = scene.kill(signal.SIGSTOP)

@@ -199,6 +199,26 @@ def test_what_hangs_is_found_and_replaced(employ: Employ) -> None:
     assert work.worker.pid() != before
 
 
+def test_an_interrupted_call_ends_here_and_its_plugin_ends_without_complaints(
+    employ: Employ, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = employ()
+    file = str(work.folder / "never")
+
+    def interrupt() -> None:
+        wait_until(lambda: os.path.exists(f"{file}.entered"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = in_thread(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        work.worker.wait_for(file)
+    interrupting.result(PATIENCE)
+    assert work.worker.double(2) == 4
+    work.loader.close()
+    its_own = [record for record in caplog.records if record.name.startswith("hybridload.goplugin")]
+    assert [record.getMessage() for record in its_own if record.levelno >= logging.WARNING] == []
+
+
 def test_without_health_checks_nobody_asks(employ: Employ) -> None:
     work = employ("health_interval = 0")
     assert not [thread for thread in threading.enumerate() if thread.name == "hybridload supervisor"]
