@@ -82,7 +82,8 @@ class LoopWriter:
             self._link.flush()
         except StreamError as error:
             self._broken(error)
-        self._rest()
+        finally:
+            self._rest()
         self.flush()  # what was added since the last look
 
     def _rest(self) -> None:
