@@ -919,7 +919,8 @@ def cleanup_clients() -> None:
 
 
 def _import_connection(engine: str | None, *, tls: bool) -> None:
-    """Import what connecting takes, which a process that is starting up leaves time for."""
+    """Import what connecting and the first call take, which a process that is starting up leaves time for."""
+    from hybridload.contract import derive  # noqa: F401
     from hybridload.goplugin.grpc import connection  # noqa: F401
     from hybridload.goplugin.grpc.engines import engine_named
 
