@@ -106,6 +106,7 @@ class ForkServer:
                     answer = server.ask({"fork": request.to_dict()}, given)
                     break
                 except _Gone as gone:
+                    self._drop()
                     if last:
                         raise ProcessError(
                             f"Plugin {name!r} cannot be forked: the fork server {gone}. See what it wrote on standard "
@@ -174,8 +175,12 @@ class _Server:
         finally:
             theirs.close()
         self.pid = self._popen.pid
-        lifeline.guard(self.pid)
         ours.settimeout(_PATIENCE)
+        try:
+            lifeline.guard(self.pid)
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         """Make a request and wait for its reply.
@@ -194,7 +199,7 @@ class _Server:
                 why = "has ended"
             if received is None:
                 # A reply that came late would be taken for another one's.
-                self._popen.kill()
+                self._kill()
                 raise _Gone(why)
             answer, unwanted = received
         for descriptor in unwanted:
@@ -215,11 +220,16 @@ class _Server:
 
     def close(self) -> None:
         """End it."""
+        self._kill()  # whoever waits for a reply has none
         self._lifeline.release(self.pid)
-        self._popen.kill()  # whoever waits for a reply has none
         self._popen.wait()
         with self._lock:
             self._socket.close()
+
+    def _kill(self) -> None:
+        """Kill it, and leave it to be reaped by `close`: until then its id is nobody else's."""
+        if self._popen.returncode is None:
+            platforms.kill_group(self.pid)
 
     def let_go(self) -> None:
         """In a forked child: it is no child of this process."""

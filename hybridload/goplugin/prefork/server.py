@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     _Handler = Callable[[int, FrameType | None], Any] | int | None
 
-# More descriptors than any process has. The system closes what is there, and does not count.
-_MANY = 2**31 - 1
+# More than the fork server ever has at once. An old kernel is asked for each.
+_DESCRIPTORS = 1 << 16
 
 
 def main(own_path: Sequence[str], descriptor: int) -> None:
@@ -125,7 +125,7 @@ def _take_descriptors(descriptors: Sequence[int], has_input: bool) -> None:
     for number, descriptor in enumerate(standard, 0 if has_input else 1):
         os.dup2(descriptor, number)
     os.fchdir(folder)
-    os.closerange(3, _MANY)
+    os.closerange(3, _DESCRIPTORS)
 
 
 def _become(request: Mapping[str, Any], own_path: Sequence[str], child_signal: _Handler) -> None:
