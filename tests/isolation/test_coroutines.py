@@ -158,6 +158,10 @@ kind = "gate"
 max_concurrency = 2
 """
 
+FEW = 24
+"""Threads or descriptors that are not one for each call: those of connections, of asyncio's executor, and idle workers,
+of which a busy machine makes some more."""
+
 pytestmark = pytest.mark.leaves(*KINDS, reason="the plugins live through all tests; their fixture checks them")
 
 
@@ -248,11 +252,10 @@ def test_a_thousand_calls_wait_without_threads_or_connections_of_their_own(gate:
     before, plugin_before = usage(), gate.usage()
     during, plugin_during, answers = asyncio.run(host())
     assert answers == list(range(1000))
-    # asyncio's own for to_thread, and connections are few: nothing here is one for each call.
-    assert during[0] - before[0] <= 6
-    assert during[1] - before[1] <= 8
-    assert plugin_during[0] - plugin_before[0] <= 8
-    assert plugin_during[1] - plugin_before[1] <= 8
+    assert during[0] - before[0] < FEW
+    assert during[1] - before[1] < FEW
+    assert plugin_during[0] - plugin_before[0] < FEW
+    assert plugin_during[1] - plugin_before[1] < FEW
 
 
 def test_event_loops_in_several_threads_share_a_plugin(gate: Any) -> None:
@@ -355,6 +358,8 @@ def test_a_loop_that_is_closed_misses_the_answer(gate: Any) -> None:
     asyncio.run(gate.open(1))
     assert asyncio.run(gate.echo(b"on")) == b"on"
     task._log_destroy_pending = False
+    del task
+    gc.collect()
 
 
 def test_turns_are_waited_for_on_any_loop(narrow: Any) -> None:
@@ -400,8 +405,8 @@ def test_a_hundred_streams_are_open_without_threads_of_their_own(streams: Any, t
     asyncio.run(streams.echo(b""))
     before, plugin_before = threading.active_count(), streams.usage()
     during, plugin_during = asyncio.run(host())
-    assert during - before <= 6
-    assert plugin_during[0] - plugin_before[0] <= 8
+    assert during - before < FEW
+    assert plugin_during[0] - plugin_before[0] < FEW
 
 
 def test_what_nobody_takes_is_not_made(streams: Any, tmp_path: Path) -> None:
