@@ -56,25 +56,30 @@ class SharedLinks:
         self.pid = os.getpid()
         self._pool = pool
         self._lock = threading.Lock()
-        self._waiting: list[asyncio.Future[Exception | None]] = []
+        self._waiting: list[asyncio.Future[ClientLink | Exception | None]] = []
         self._opening = False
 
     async def take(self, deadline: float | None) -> ClientLink:
         """A connection with room for one more call. Give it back when the call ends.
 
         :param deadline: of `time.monotonic`.
-        :raises PoolClosed, StreamError, TimeoutError: there is none, or was none in time.
+        :raises PoolClosed: there are none any more.
+        :raises StreamError: none can be opened, whatever the reason.
+        :raises TimeoutError: there was none in time.
         """
-        while (link := self._pool.take_shared_now()) is None:
-            waiter: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        found: ClientLink | Exception | None = None
+        while (link := self._pool.take_shared_now(found)) is None:
+            waiter: asyncio.Future[ClientLink | Exception | None] = asyncio.get_running_loop().create_future()
             with self._lock:
                 self._waiting.append(waiter)
                 opens, self._opening = not self._opening, True
             if opens:
                 self._open_elsewhere()
-            failure = await asyncio.wait_for(waiter, _remaining(deadline))
-            if failure is not None:
-                raise type(failure)(*failure.args) from failure
+            found = await asyncio.wait_for(waiter, _remaining(deadline))
+            if isinstance(found, PoolClosed):
+                raise PoolClosed
+            if isinstance(found, Exception):
+                raise StreamError(str(found)) from found
         return link
 
     def give_back(self, link: ClientLink) -> None:
@@ -91,27 +96,31 @@ class SharedLinks:
 
     def _open(self) -> None:
         """Open a connection, or wait until one has room, for all who wait."""
-        failure: Exception | None = None
+        found: ClientLink | Exception
         try:
-            link = self._pool.take_shared()
+            found = link = self._pool.take_shared()
             try:
                 link.get_ready()
             finally:
                 self._pool.give_back(link)
-        except (PoolClosed, StreamError, TimeoutError) as error:
-            failure = error
-        self._opened(failure)
+        except Exception as error:  # whatever opens connections may raise: if nobody were told, all would wait for ever
+            found = error
+        self._opened(found)
 
-    def _opened(self, failure: Exception | None) -> None:
+    def _opened(self, found: ClientLink | Exception) -> None:
         with self._lock:
             self._opening = False
-        self._tell(failure)
+        self._tell(found)
 
-    def _tell(self, failure: Exception | None) -> None:
+    def _tell(self, found: ClientLink | Exception | None) -> None:
+        """Have all who wait look again.
+
+        :param found: a connection that they may share, whoever else uses it; or why there is none.
+        """
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for waiter in waiting:
-            settle_soon(waiter, failure)
+            settle_soon(waiter, found)
 
 
 class LoopMethod:

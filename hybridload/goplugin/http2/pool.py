@@ -100,11 +100,14 @@ class Pool:
         """
         return self.take_shared_now() or self._take_new_or_wait()
 
-    def take_shared_now(self) -> ClientLink | None:
-        """The same if it takes no waiting; `None` otherwise."""
+    def take_shared_now(self, found: object = None) -> ClientLink | None:
+        """The same if it takes no waiting; `None` otherwise.
+
+        :param found: a connection that `take_shared` gave: it may be shared, even with a unary call that reads.
+        """
         while True:
             with self._lock:
-                link = self._share(lambda link: link.in_background or link.users == 0)
+                link = self._share(lambda link: link.in_background or link.users == 0 or link is found)
             if link is None or self._is_alive(link):
                 return link
 

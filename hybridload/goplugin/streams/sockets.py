@@ -461,7 +461,10 @@ def connect(network: str, address: str, timeout: float | None = None) -> SocketS
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     target, family = _target(network, address)
-    connecting = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connecting = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise StreamError(f"cannot connect to {network}:{address}: {error.strerror or error}") from error
     try:
         _connect(connecting, target, deadline)
         return SocketStream(connecting, f"{network}:{address}")

@@ -377,6 +377,16 @@ def test_connect_says_who_could_not_be_reached() -> None:
         connect("tcp", "localhost")
 
 
+def test_connect_says_so_when_there_are_no_more_file_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(StreamError, match="Too many open files"):
+            connect("unix", "/nowhere")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_connect_gives_up_on_a_listener_that_never_accepts() -> None:
     listening = socket.socket(socket.AF_UNIX)
     path = os.path.join(tempfile.mkdtemp(), "s")

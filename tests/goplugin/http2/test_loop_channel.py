@@ -1,0 +1,92 @@
+"""Calls from event loops, where connections are few, cannot be had, or are given up half-way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hybridload.goplugin.http2.channel import Channel
+from hybridload.goplugin.http2.server import Server
+from hybridload.goplugin.http2.status import RpcError
+from hybridload.goplugin.streams.base import Stream
+from hybridload.goplugin.streams.sockets import connect
+
+from .conftest import Service, open_channel
+
+ECHO, HANG = "/test.Service/Echo", "/test.Service/Hang"
+
+
+def test_a_coroutine_shares_a_connection_whose_only_caller_waits_for_long(
+    ours: tuple[Server, str], service: Service
+) -> None:
+    """As threads do: the one call may be waiting for what the other does."""
+    with open_channel(ours[1], max_connections=1) as channel:
+        caller = threading.Thread(target=_ignore(channel.unary_unary(HANG)), daemon=True)
+        caller.start()
+        assert service.event("hanging").wait(10)
+        echo = channel.on_loops(ECHO)
+
+        async def many() -> list[bytes]:
+            return await asyncio.gather(*(echo.answer(b"%d" % number, timeout=10) for number in range(20)))
+
+        assert asyncio.run(many()) == [b"%d" % number for number in range(20)]
+    caller.join(10)
+
+
+@pytest.mark.parametrize("failure", [OSError(24, "too many open files"), TimeoutError("no handshake")])
+def test_whatever_keeps_a_connection_from_being_opened_fails_the_call_and_not_the_next(
+    ours: tuple[Server, str], failure: Exception
+) -> None:
+    failures = [failure]
+
+    def dial() -> Stream:
+        if failures:
+            raise failures.pop()
+        return connect("unix", ours[1])
+
+    with Channel(dial) as channel:
+        echo = channel.on_loops(ECHO)
+
+        async def calls() -> bytes:
+            with pytest.raises(RpcError, match=rf"UNAVAILABLE: cannot connect: .*{failure.args[-1]}"):
+                await asyncio.wait_for(echo.answer(b"1"), 10)
+            return await echo.answer(b"2", timeout=10)
+
+        assert asyncio.run(calls()) == b"2"
+
+
+def test_a_stream_that_is_given_up_while_its_connection_is_opened_ends(
+    ours: tuple[Server, str], service: Service
+) -> None:
+    dialling, may_dial = threading.Event(), threading.Event()
+
+    def dial() -> Stream:
+        dialling.set()
+        assert may_dial.wait(10)
+        return connect("unix", ours[1])
+
+    with Channel(dial) as channel:
+
+        async def give_up() -> None:
+            responses = channel.on_loops("/test.Service/HangStream").stream(b"")
+            first = asyncio.create_task(anext(responses))
+            await asyncio.to_thread(dialling.wait, 10)
+            responses.cancel()
+            may_dial.set()
+            with pytest.raises(RpcError, match="Locally cancelled"):
+                await asyncio.wait_for(first, 10)
+
+        asyncio.run(give_up())
+
+
+def _ignore(call: Callable[[bytes], Any]) -> Callable[[], None]:
+    def run() -> None:
+        with contextlib.suppress(RpcError):
+            call(b"")
+
+    return run
