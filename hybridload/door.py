@@ -22,7 +22,6 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind, is_idempotent
@@ -32,6 +31,8 @@ from hybridload.errors import CallTimeout, PluginBusy, PluginCrashed
 from hybridload.handle import named_after
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from hybridload.contract import Method, Service
     from hybridload.handle import Methods
 
@@ -267,6 +268,8 @@ def slots(service: Service, kind: str, door: Door) -> Methods:
 
 
 def _arrival() -> Future[None]:
+    from concurrent.futures import Future
+
     arrival: Future[None] = Future()
     # Several wait for it: who gives up must not cancel it for the others.
     arrival.set_running_or_notify_cancel()

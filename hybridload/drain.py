@@ -11,8 +11,10 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 class Gate:
@@ -104,6 +106,8 @@ class Limit:
     def queue(self) -> Future[None]:
         """A turn: done when it has come, and counted then. One that nobody waits for any more has to be cancelled; when
         that fails it has come, and `leave` has to give it back."""
+        from concurrent.futures import Future
+
         turn: Future[None] = Future()
         with self._lock:
             self._turns.append(turn)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +68,8 @@ def files_of(resolution: Resolution, isolation: str) -> list[Path]:
     python = resolution.python
     if isolation != "subprocess" or python is None or python.entry_point is None or resolution.settings.python:
         return []
+    from importlib.util import find_spec
+
     spec = find_spec(python.entry_point.module.partition(".")[0])
     if spec is None:
         return []
@@ -94,6 +95,8 @@ def forget_bytecode(paths: Iterable[Path]) -> None:
 
     :param paths: Python files, and folders of such; those of other kinds are left alone.
     """
+    from importlib.util import cache_from_source
+
     for path in paths:
         for source in _sources(path) if path.is_dir() else [path]:
             try:
