@@ -144,6 +144,9 @@ class ClientLink(Link):
                         if not connection.settings_seen:
                             self._shake_hands(call)
                         self.stream.send(due)
+                if stream_id:
+                    self.wait_for_end(call, reading=True)
+                    return
             except StreamError as error:
                 # So little is taken by the stream as a whole or not at all: nobody can have acted on it.
                 call.unprocessed = call.deadline is None or time.monotonic() < call.deadline
@@ -155,9 +158,8 @@ class ClientLink(Link):
                 if stream_id:
                     self._break_off()
                 raise
-        if not stream_id:
-            self.begin(call, block, message, ends=True)
-        self.wait_for_end(call, reading=stream_id != 0)
+        self.begin(call, block, message, ends=True)
+        self.wait_for_end(call)
 
     def begin(self, call: Call, block: bytes, first: bytes | None, ends: bool) -> None:
         """Open a stream for `call` and send its header block, with the only or first message if there is one.
@@ -425,7 +427,7 @@ class ClientLink(Link):
             self._fail(failure or f"{self.stream.peer} closed the connection")
 
     def _break_off(self) -> None:
-        """Whoever had the role was interrupted while it sent: nothing can follow half a frame."""
+        """Whoever had the role was interrupted: nothing can follow half a frame, nor be told from what was lost."""
         with self.lock:
             self._reading = False
         self.stream.close()
