@@ -5,7 +5,8 @@ plugin's process has nearly fifty such classes, and that was a quarter of its st
 `__init__`; the others are below, and all classes share them. What it makes is a dataclass: `fields`, `replace` and
 `match` work on it.
 
-For values that are made once, not for those of every call: each field is set through a function.
+For values that are made once, not for those of every call: each field is set through a function. A class that derives
+from one of them is a ``dataclass(frozen=True)``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def frozen(cls: type[_T]) -> type[_T]:
     for name, method in _METHODS.items():
         if name not in own:
             setattr(made, name, method)
+    vars(made)["__dataclass_params__"].frozen = True  # what dataclasses let others derive from it
     return made
 
 

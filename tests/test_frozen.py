@@ -93,3 +93,17 @@ def test_a_method_that_the_class_has_itself_stays() -> None:
     assert repr(Own(1)) == "own"
     with pytest.raises(ValueError, match="negative"):
         Own(-1)
+
+
+def test_what_derives_from_it_is_a_frozen_dataclass() -> None:
+    @dataclass(frozen=True)
+    class More(Ours):
+        more: int = 0
+
+    made: Any = More("a", more=3)
+    assert made == More("a", more=3) != More("a")
+    for name in ("name", "more"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(made, name, 1)
+    with pytest.raises(TypeError, match="non-frozen"):
+        dataclass(type("Loose", (Ours,), {}))

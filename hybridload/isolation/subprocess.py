@@ -62,7 +62,7 @@ class Subprocess:
         )
         command = External(spec.command(interpreter), env=settings.env, cwd=settings.cwd)
         told = {version: {**kinds, KINDS: kinds_contract()} for version, kinds in request.plugins.items()}
-        fork = functools.partial(request.fork_server.start, lifeline=request.lifeline)
+        fork = functools.partial(request.fork_server.start, lifeline=request.lifeline, timeout=settings.start_timeout)
         try:
             client = start_client(
                 replace(request, plugins=told),

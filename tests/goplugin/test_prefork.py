@@ -18,13 +18,14 @@ import psutil
 import pytest
 
 from hybridload import Contract, platforms
-from hybridload.errors import ConfigError, ExitedBeforeHandshake, PluginCrashed, ProcessError
+from hybridload.errors import ConfigError, ExitedBeforeHandshake, PluginCrashed, ProcessError, StartTimeout
 from hybridload.goplugin.client import Client
 from hybridload.goplugin.launch_spec import LaunchSpec, PluginSetReference, import_path
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.prefork import host as prefork
 from hybridload.goplugin.prefork.host import ForkServer
 from hybridload.goplugin.prefork.messages import receive, send
+from hybridload.goplugin.process import ProcessSpec
 from hybridload.goplugin.runner import LocalRunner
 from hybridload.handshake import Handshake
 from hybridload.limits import Limits
@@ -190,6 +191,11 @@ def test_its_environment_is_the_one_that_was_asked_for(start: Start, monkeypatch
     assert look("'SET_SINCE' in os.environ, 'HOME' in os.environ") == "(False, False)"
 
 
+def test_its_time_zone_is_that_of_its_environment(start: Start) -> None:
+    _, look = start(env={"TZ": "ABC-3"})
+    assert look("(time := __import__('time')).tzname[0], time.localtime().tm_gmtoff") == "('ABC', 10800)"
+
+
 def test_one_that_needs_another_interpreter_is_started_by_itself(start: Start) -> None:
     client, look = start(env={"PYTHONHASHSEED": "0"})
     assert parent(client) == os.getpid()
@@ -291,6 +297,42 @@ def test_a_killed_fork_server_ends_its_plugins_and_the_next_start_makes_another(
     assert server.pid is None
 
 
+def test_a_fork_server_that_does_not_answer_holds_up_no_start_for_longer_than_its_time(
+    folder: Path, lifeline: Lifeline
+) -> None:
+    server = ForkServer()
+    try:
+        with forked(server, lifeline):
+            os.kill(server.pid or 0, signal.SIGSTOP)
+        spec = ProcessSpec(["python", "looker"], dict(os.environ))
+        with pytest.raises(StartTimeout, match=r"was not forked within 0\.1 s: the fork server did not answer"):
+            server.start(spec, "looker", lifeline=lifeline, timeout=0.1)
+        with forked(server, lifeline) as client:
+            assert client.dispense("looker").look("os.getppid()") == str(server.pid)
+    finally:
+        server.close()
+
+
+def test_the_reply_to_a_start_that_was_interrupted_is_not_taken_for_the_next_ones(
+    folder: Path, lifeline: Lifeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(connection: socket.socket) -> None:
+        raise KeyboardInterrupt
+
+    server = ForkServer()
+    try:
+        with forked(server, lifeline):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr("hybridload.goplugin.prefork.messages.receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                forked(server, lifeline).start()
+        with forked(server, lifeline) as client:
+            assert client.dispense("looker").look("os.getpid()") == str(client.pid)
+    finally:
+        server.close()
+
+
 def test_one_that_does_not_start_is_an_error_that_says_what_to_do(
     folder: Path, lifeline: Lifeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +349,31 @@ def test_where_plugins_cannot_be_forked_they_are_started(start: Start, monkeypat
     monkeypatch.setattr(platforms, "has_fork_server", lambda: False)
     client, _ = start()
     assert parent(client) == os.getpid()
+
+
+ADOPTS = """
+import ctypes, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+from tests.goplugin.test_prefork import ForkServer, Lifeline, forked
+lifeline, server = Lifeline(), ForkServer()
+with forked(server, lifeline) as client:
+    look = client.dispense("looker").look
+    grandchild = int(look("__import__('subprocess').Popen(['/bin/sleep', '600']).pid"))
+    os.kill(server.pid, signal.SIGKILL)
+    client.wait()
+    _, status = os.waitpid(grandchild, 0)
+    print(os.path.exists(f"/proc/{client.pid}"), os.waitstatus_to_exitcode(status), client.gone().returncode is None)
+server.close()
+lifeline.close()
+"""
+
+
+def test_a_host_that_adopts_orphans_reaps_those_of_a_killed_fork_server(folder: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", ADOPTS, str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, cwd=root, timeout=60, check=True)
+    assert done.stdout == b"False -9 False\n"
 
 
 HOST = """

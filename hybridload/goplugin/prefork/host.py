@@ -4,7 +4,9 @@ A plugin is forked unless it asks for what a forked process cannot have; it is s
 server. That is so where its environment differs from the fork server's in a variable that an interpreter reads when it
 starts (`PYTHON…`, `LC_…`, `LANG`, `LD_…` and the like), and on systems other than Linux.
 
-Threads: one lock, held for one request and its reply, and while the fork server starts. There is no thread.
+Threads: one lock, held for one request and its reply, and while the fork server starts. There is no thread. A reply
+that does not come in time, or whose wait is interrupted, is the end of the fork server: coming later, it would be taken
+for the next one's.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import os
 import select
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from hybridload import platforms
-from hybridload.errors import ProcessError
+from hybridload.errors import ProcessError, StartTimeout
 
 if TYPE_CHECKING:
     import socket
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
     from hybridload.goplugin.lifeline import Lifeline
     from hybridload.goplugin.process import Child, ProcessSpec
 
-_PATIENCE = 60.0
-"""Seconds that a reply may take; the first one includes the start of the fork server."""
-_READ_AT_START = ("PYTHON", "LC_", "LD_", "MALLOC_", "PROTOCOL_BUFFERS_", "OPENSSL_")
+_START_TIMEOUT = 60.0
+"""Seconds, where no other time is given: as `Client` has it."""
+_REAP_TIMEOUT = 10.0
+"""Seconds for the status of a process that has ended already."""
+_READ_AT_START = ("PYTHON", "LC_", "LD_", "MALLOC_", "PROTOCOL_BUFFERS_", "OPENSSL_", "CRYPTOGRAPHY_")
 _READ_AT_START_TOO = ("LANG", "GLIBC_TUNABLES")
 _NOT_ITS_BUSINESS = ("PLUGIN_", "HYBRIDLOAD_LAUNCH")
 
@@ -53,11 +58,14 @@ class ForkServer:
         server = self._server
         return None if server is None else server.pid
 
-    def start(self, spec: ProcessSpec, name: str, *, lifeline: Lifeline) -> Child:
+    def start(
+        self, spec: ProcessSpec, name: str, *, lifeline: Lifeline, timeout: float | None = _START_TIMEOUT
+    ) -> Child:
         """Fork a plugin, or start it by itself where it cannot be forked.
 
         :param spec: a `LaunchSpec`'s command and environment.
         :param lifeline: ends the fork server with the host.
+        :param timeout: seconds until it must have been forked, the fork server's own start included.
         :raises PluginError: why it cannot be started.
         """
         from hybridload.goplugin.process import start_error, start_program
@@ -66,7 +74,7 @@ class ForkServer:
             return start_program(spec, name)
         try:
             with ExitStack() as stack:
-                return self._fork(spec, name, lifeline, stack)
+                return self._fork(spec, name, lifeline, stack, timeout or _START_TIMEOUT)
         except OSError as error:
             raise start_error(error, spec, name) from error
 
@@ -80,7 +88,7 @@ class ForkServer:
         ours = _read_at_start(os.environ) if server is None else server.read_at_start
         return _read_at_start(environment) == ours
 
-    def _fork(self, spec: ProcessSpec, name: str, lifeline: Lifeline, stack: ExitStack) -> Child:
+    def _fork(self, spec: ProcessSpec, name: str, lifeline: Lifeline, stack: ExitStack, timeout: float) -> Child:
         """:raises OSError: what the system refuses."""
         from hybridload.goplugin.prefork.messages import Fork
 
@@ -98,26 +106,45 @@ class ForkServer:
         stack.callback(os.close, folder)
         given.append(folder)
         request = Fork(name, list(spec.argv[-1:]), spec.env, platforms.limit_numbers(spec.limits) or (), has_input)
-        with self._lock:
-            # One that was killed a moment ago is found out by asking it.
-            for last in (False, True):
-                server = self._current(lifeline)
-                try:
-                    answer = server.ask({"fork": request.to_dict()}, given)
-                    break
-                except _Gone as gone:
-                    self._drop()
-                    if last:
-                        raise ProcessError(
-                            f"Plugin {name!r} cannot be forked: the fork server {gone}. See what it wrote on standard "
-                            "error, or set prefork = false.",
-                            plugin=name,
-                        ) from gone
+        server, answer = self._ask({"fork": request.to_dict()}, given, name, lifeline, timeout)
         if "error" in answer:
             raise OSError(answer["error"], os.strerror(answer["error"]))
         child = _Forked(server, answer["pid"], *pipes)
         kept.pop_all()  # they are the child's from now on
         return child
+
+    def _ask(
+        self, request: Mapping[str, Any], descriptors: Sequence[int], name: str, lifeline: Lifeline, timeout: float
+    ) -> tuple[_Server, dict[str, Any]]:
+        ends = time.monotonic() + timeout
+        why = _Gone("is busy with another plugin")
+        if self._lock.acquire(timeout=timeout):
+            try:
+                # One that was killed a moment ago is found out by asking it.
+                for _ in range(2):
+                    server = self._current(lifeline)
+                    try:
+                        return server, server.ask(request, descriptors, timeout=max(0.001, ends - time.monotonic()))
+                    except BaseException as error:
+                        self._drop()
+                        if not isinstance(error, _Gone):
+                            raise
+                        why = error
+                    if time.monotonic() >= ends:
+                        break
+            finally:
+                self._lock.release()
+        if time.monotonic() >= ends:
+            raise StartTimeout(
+                f"Plugin {name!r} was not forked within {timeout:.3g} s: the fork server {why}. Give it a longer "
+                "start_timeout, or set prefork = false.",
+                plugin=name,
+            ) from why
+        raise ProcessError(
+            f"Plugin {name!r} cannot be forked: the fork server {why}. See what it wrote on standard error, or set "
+            "prefork = false.",
+            plugin=name,
+        ) from why
 
     def _current(self, lifeline: Lifeline) -> _Server:
         if self._server is not None and self._server.has_ended():
@@ -157,8 +184,8 @@ class _Server:
         self.read_at_start = _read_at_start(os.environ)
         ours, theirs = socket.socketpair()
         self._socket: socket.socket = ours
-        lifeline.open()
         try:
+            lifeline.open()
             environment = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_ITS_BUSINESS)}
             self._popen: subprocess.Popen[bytes] = subprocess.Popen(
                 fork_server_command(theirs.fileno()),
@@ -175,43 +202,52 @@ class _Server:
         finally:
             theirs.close()
         self.pid = self._popen.pid
-        ours.settimeout(_PATIENCE)
         try:
             lifeline.guard(self.pid)
         except BaseException:
             self.close()
             raise
 
-    def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], descriptors: Sequence[int] = (), *, timeout: float) -> dict[str, Any]:
         """Make a request and wait for its reply.
 
+        :param timeout: seconds.
         :raises _Gone: there is none. Nobody may ask any more.
         """
         from hybridload.goplugin.prefork.messages import receive, send
 
-        with self._lock:
-            try:
-                send(self._socket, request, descriptors)
-                received = receive(self._socket)
-            except OSError as error:
-                received, why = None, f"did not answer ({error})"
-            else:
-                why = "has ended"
-            if received is None:
-                # A reply that came late would be taken for another one's.
-                self._kill()
-                raise _Gone(why)
-            answer, unwanted = received
+        if not self._lock.acquire(timeout=timeout):
+            self._kill()
+            raise _Gone("did not answer in time")
+        try:
+            self._socket.settimeout(timeout)
+            send(self._socket, request, descriptors)
+            received = receive(self._socket)
+        except BaseException as error:
+            self._kill()
+            if isinstance(error, OSError):
+                raise _Gone(f"did not answer ({error})") from error
+            raise
+        finally:
+            self._lock.release()
+        if received is None:
+            self._kill()
+            raise _Gone("has ended")
+        answer, unwanted = received
         for descriptor in unwanted:
             os.close(descriptor)
         return answer
 
     def reap(self, pid: int) -> int | None:
-        """The exit status of a child that has ended; `None` when nobody can tell."""
+        """The exit status of a child that has ended.
+
+        :raises _Gone: it has ended as well, and the child is an orphan.
+        """
         try:
-            status: int | None = self.ask({"reap": pid})["status"]
+            status: int | None = self.ask({"reap": pid}, timeout=_REAP_TIMEOUT)["status"]
         except _Gone:
-            return None
+            platforms.wait_without_reaping(self._popen.pid)
+            raise
         return status
 
     def has_ended(self) -> bool:
@@ -240,7 +276,8 @@ class _Server:
 class _Forked:
     """A child of the fork server: see `Child`.
 
-    As long as the fork server lives, it is nobody else's id until `reap`. When that has died, the system reaps.
+    As long as the fork server lives, it is nobody else's id until `reap`. When that has died, the system reaps; or the
+    host has to, where it is who adopts orphans: process 1 of a container, or a subreaper.
     """
 
     def __init__(self, server: _Server, pid: int, stdout: int, stderr: int) -> None:
@@ -250,8 +287,10 @@ class _Forked:
         self.stderr = stderr
         watch = platforms.open_exit_watch(pid)
         if watch is None:
-            platforms.kill_group(pid)
-            server.reap(pid)
+            if not server.has_ended():
+                platforms.kill_group(pid)
+                with suppress(_Gone):
+                    server.reap(pid)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self._watch = watch
 
@@ -269,17 +308,30 @@ class _Forked:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._watch, signal.SIGKILL)
         # No new process gets the id of a group that has members.
-        if ours or not os.path.exists(f"/proc/{self.pid}"):
+        if ours or self._adopted(os.WNOHANG | os.WNOWAIT) is not None or not os.path.exists(f"/proc/{self.pid}"):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> int | None:
         self._ends(None)
-        return self._server.reap(self.pid)
+        try:
+            return self._server.reap(self.pid)
+        except _Gone:
+            return self._adopted(os.WNOHANG)
 
     def close(self) -> None:
         for descriptor in (self.stdout, self.stderr, self._watch):
             os.close(descriptor)
+
+    def _adopted(self, how: int) -> int | None:
+        """The exit status of one that has ended and was adopted by the host; `None` for any other."""
+        try:
+            found = os.waitid(os.P_PIDFD, self._watch, os.WEXITED | how)
+        except ChildProcessError:
+            return None
+        if found is None:
+            return None
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
     def _ends(self, timeout: int | None) -> bool:
         poll = select.poll()

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,7 @@ def _become(request: Mapping[str, Any], own_path: Sequence[str], child_signal: _
     environment: Mapping[str, str] = request["environment"]
     os.environ.clear()
     os.environ.update(environment)
+    time.tzset()  # the C library looks at TZ once
     sys.argv[:] = ["-c", *request["arguments"]]
     sys.path[:] = own_path
     extend_import_path(os.environ)
