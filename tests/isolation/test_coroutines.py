@@ -30,6 +30,7 @@ from hybridload import Contract, Handshake, idempotent
 
 class Listener(Protocol):
     async def told(self, number: int) -> int: ...
+    def heard(self) -> AsyncIterator[int]: ...
 
 class Gate(Protocol):
     async def wait(self, number: int) -> int: ...
@@ -51,6 +52,7 @@ class Streams(Gate, Protocol):
     def each(self, numbers: AsyncIterator[int]) -> AsyncIterator[int]: ...
     async def ignore(self, numbers: AsyncIterator[bytes]) -> int: ...
     async def tell(self, listener: Listener, times: int) -> int: ...
+    async def hear(self, listener: Listener, times: int) -> int: ...
 
 PLUGINS = {"gate": Contract(Gate), "streams": Contract(Streams)}
 HANDSHAKE = Handshake("ISOLATION_TEST", "on")
@@ -133,6 +135,12 @@ class Streams(Gate):
         return len([number async for number in numbers])
     async def tell(self, listener, times):
         return sum(await asyncio.gather(*(listener.told(number) for number in range(times))))
+    async def hear(self, listener, times):
+        async def number():
+            async for number in listener.heard():
+                await listener.told(number)
+                return number
+        return sum(await asyncio.gather(*(number() for _ in range(times))))
 """
 
 CONFIG = """
@@ -507,7 +515,28 @@ def test_the_plugin_awaits_the_hosts_coroutines(streams: Any) -> None:
             await asyncio.sleep(0)
             return number
 
+        def heard(self) -> AsyncIterator[int]:
+            raise NotImplementedError
+
     assert asyncio.run(streams.tell(Listener(), 200)) == sum(range(200))
+
+
+def test_the_plugin_hears_from_one_of_the_hosts_streams_while_the_others_are_silent(streams: Any) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.heard_from, self.last = 0, asyncio.Event()
+
+        async def told(self, number: int) -> int:
+            self.last.set()
+            return number
+
+        async def heard(self) -> AsyncIterator[int]:
+            self.heard_from += 1
+            if self.heard_from < 50:
+                await self.last.wait()
+            yield 1
+
+    assert asyncio.run(asyncio.wait_for(streams.hear(Listener(), 50), 20)) == 50
 
 
 def test_a_coroutines_context_is_its_own(streams: Any) -> None:

@@ -503,8 +503,9 @@ class _Dialled:
         self._broker = broker
         self._channel = channel
         self._unused = unused
-        for name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
-            setattr(self, name, getattr(channel, name))
+        for name in ("unary_unary", "unary_stream", "stream_unary", "stream_stream", "on_loops"):
+            if hasattr(channel, name):  # the last is not every engine's
+                setattr(self, name, getattr(channel, name))
         try:
             broker._own(self)
         except BrokerError:
