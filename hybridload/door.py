@@ -171,7 +171,8 @@ class Door:
             future, patience = next(steps)
             while True:
                 try:
-                    await asyncio.wait_for(asyncio.wrap_future(future), _remaining(until, patience))
+                    async with asyncio.timeout(_remaining(until, patience)):
+                        await asyncio.wrap_future(future)
                 except TimeoutError as error:
                     future, patience = steps.throw(error)
                 else:

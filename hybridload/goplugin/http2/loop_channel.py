@@ -75,7 +75,8 @@ class SharedLinks:
                 opens, self._opening = not self._opening, True
             if opens:
                 self._open_elsewhere()
-            found = await asyncio.wait_for(waiter, _remaining(deadline))
+            async with asyncio.timeout(_remaining(deadline)):
+                found = await waiter
             if isinstance(found, PoolClosed):
                 raise PoolClosed
             if isinstance(found, Exception):
