@@ -126,7 +126,15 @@ class External:
         elif is_bare_name(program):
             yield (_on_path(program, base, plugin), *arguments)
         else:
-            yield (_runnable(Path(absolute_program(program, base or Path.cwd())), plugin), *arguments)
+            try:
+                path = Path(absolute_program(program, base or Path()))
+            except FileNotFoundError as error:
+                raise PluginNotFound(
+                    f"{_subject(plugin)}{program} is relative to the current folder, which has been removed. Give an "
+                    "absolute path.",
+                    plugin=plugin,
+                ) from error
+            yield (_runnable(path, plugin), *arguments)
 
 
 def is_bare_name(program: str) -> bool:

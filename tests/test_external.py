@@ -234,3 +234,15 @@ class TestTheValue:
     def test_needs_a_folder_that_is_one(self, cwd: str) -> None:
         with pytest.raises(ConfigError, match="External cwd"):
             External("gopher", cwd=cwd)
+
+
+def test_without_a_current_folder_an_absolute_path_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = program(tmp_path / "bin" / "there")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with External(there).resolve() as command:
+        assert command == (str(there),)
+    with pytest.raises(PluginNotFound, match="current folder, which has been removed"), External("./there").resolve():
+        raise AssertionError("it was found")

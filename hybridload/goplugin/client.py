@@ -624,7 +624,8 @@ class Client:
         return self._refused(
             ExitedBeforeHandshake,
             f"ended {describe_exit(code)} before it printed a handshake line. "
-            "Run it by hand with the cookie set to see why",
+            + ("Its limits hold for its start as well: they may be too low. " if self._limits else "")
+            + "Run it by hand with the cookie set to see why",
         )
 
     def _refused(self, kind: type[HandshakeError], what: str, *, parting: float = _PARTING) -> HandshakeError:

@@ -335,7 +335,12 @@ def fork_server_environment() -> dict[str, str]:
 
 def import_path() -> tuple[str, ...]:
     """This process's import path as another process with another working directory can use it."""
-    entries = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        here = ""  # it was removed, and nothing can be imported from it
+    joined = (os.path.join(here, entry) for entry in sys.path if isinstance(entry, str))
+    entries = [os.path.normpath(entry) for entry in joined if os.path.isabs(entry)]
     # One that holds the separator cannot be told apart from two.
     return tuple(dict.fromkeys(entry for entry in entries if os.pathsep not in entry))
 

@@ -62,6 +62,9 @@ class Looks:
     def look(self, expression):
         return str(eval(expression))
 
+class Bare:
+    look = Looks.look
+
 def traceback_of():
     frame, names = sys._getframe(1), []
     while frame:
@@ -252,6 +255,16 @@ def test_what_ends_it_before_the_line_is_told(server: ForkServer, lifeline: Life
     with pytest.raises(ExitedBeforeHandshake, match="cannot be had here") as caught:
         forked(server, lifeline, "prefork_broken:x").start()
     assert caught.value.returncode == 1
+
+
+def test_a_host_whose_folder_was_removed_starts_plugins(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend("")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    for how in (start, functools.partial(start, None)):
+        assert how(entry="prefork_plugin:Bare")[1]("os.readlink('/proc/self/cwd').endswith(' (deleted)')") == "True"
 
 
 def test_a_folder_that_is_missing_is_named(server: ForkServer, lifeline: Lifeline, tmp_path: Path) -> None:

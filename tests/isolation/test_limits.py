@@ -174,6 +174,11 @@ def test_a_missing_interpreter_is_told_as_ever(greedy: Greedy, tmp_path: Path) -
     assert isinstance(caught.value.__cause__, PluginNotFound)
 
 
+def test_a_limit_that_is_too_low_to_start_with_is_thought_of(greedy: Greedy) -> None:
+    with pytest.raises(NoUsableIsolation, match="limits hold for its start as well: they may be too low"):
+        greedy("limits = { open_files = 3 }")
+
+
 def test_one_that_allocates_without_end_gets_a_memory_error(greedy: Greedy) -> None:
     loader, plugin = greedy('limits = { memory = "400MB" }')
     modest = loader.load("modest")
