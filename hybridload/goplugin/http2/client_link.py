@@ -437,8 +437,9 @@ class ClientLink(Link):
             return
         if self._background is None:
             name = f"hybridload-http2-read-{self.stream.peer}"
-            self._background = threading.Thread(target=self._read_in_background, name=name, daemon=True)
-            self._background.start()
+            background = threading.Thread(target=self._read_in_background, name=name, daemon=True)
+            background.start()
+            self._background = background
         elif self._resting:
             self._resting = False
             self._background_wanted.notify()

@@ -94,6 +94,8 @@ class SharedLinks:
             self.workers.submit(self._open)
         except WorkersClosed:
             self._opened(PoolClosed())
+        except RuntimeError as error:  # there is no thread to be had
+            self._opened(error)
 
     def _open(self) -> None:
         """Open a connection, or wait until one has room, for all who wait."""

@@ -66,6 +66,9 @@ class LoopWriter:
         except WorkersClosed:
             self._rest()
             logger.debug("%s is being closed: what was to be sent is not", self._link.stream.peer)
+        except RuntimeError:  # there is no thread to be had: the next to write tries again
+            self._rest()
+            raise
 
     async def drain(self, loop: AbstractEventLoop) -> None:
         """Wait while more is due than may be."""

@@ -127,8 +127,9 @@ class NetRPCClient:
         with self._lock:
             if self._follower is None and self._ended is None:
                 name = f"hybridload {self._name} replies"
-                self._follower = threading.Thread(target=self._follow, name=name, daemon=True)
-                self._follower.start()
+                follower = threading.Thread(target=self._follow, name=name, daemon=True)
+                follower.start()
+                self._follower = follower
             self._may_follow.notify_all()
         return call
 
@@ -213,8 +214,9 @@ class NetRPCClient:
         with self._encoding:
             if self._sender is None and self._ended is None:
                 name = f"hybridload {self._name} requests"
-                self._sender = threading.Thread(target=self._keep_sending, name=name, daemon=True)
-                self._sender.start()
+                sender = threading.Thread(target=self._keep_sending, name=name, daemon=True)
+                sender.start()
+                self._sender = sender
             self._unsent_changed.notify_all()
 
     def _keep_sending(self) -> None:

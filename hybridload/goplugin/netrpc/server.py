@@ -366,6 +366,10 @@ class _InTurn:
                 self._workers.submit(self._work)
             except WorkersClosed:
                 log.debug("answers are dropped: the server has stopped")
+            except RuntimeError:  # there is no thread to be had: the next that is added brings this one along
+                with self._lock:
+                    self._working = False
+                raise
 
     def _work(self) -> None:
         while True:

@@ -38,6 +38,30 @@ def test_a_coroutine_shares_a_connection_whose_only_caller_waits_for_long(
     caller.join(10)
 
 
+@pytest.mark.parametrize("name", ["hybridload-http2-call", "hybridload-http2-read"])
+def test_a_thread_that_cannot_be_started_fails_the_call_and_not_the_next(
+    ours: tuple[Server, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = ["can't start new thread"]
+    start = threading.Thread.start
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if thread.name.startswith(name) and failures:
+            raise RuntimeError(failures.pop())
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    with open_channel(ours[1]) as channel:
+        echo = channel.on_loops(ECHO)
+
+        async def calls() -> bytes:
+            with pytest.raises((RuntimeError, RpcError), match="can't start new thread"):
+                await asyncio.wait_for(echo.answer(b"1"), 10)
+            return await echo.answer(b"2", timeout=10)
+
+        assert asyncio.run(calls()) == b"2"
+
+
 @pytest.mark.parametrize("failure", [OSError(24, "too many open files"), TimeoutError("no handshake")])
 def test_whatever_keeps_a_connection_from_being_opened_fails_the_call_and_not_the_next(
     ours: tuple[Server, str], failure: Exception

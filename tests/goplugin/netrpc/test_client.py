@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -170,6 +171,21 @@ def test_a_caller_that_gives_up_hands_the_role_on(ends: tuple[NetRPCClient, Peer
     peer.answer(late, call)
     assert waiting.result(timeout=10) == "re waiting"
     assert not client._calls
+
+
+def test_a_thread_that_cannot_be_started_fails_the_call_and_not_the_next(
+    ends: tuple[NetRPCClient, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, peer = ends
+    answered = threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            client.begin("Echo.Say", "first", TEXT, TEXT, lambda _: None)
+    second = client.begin("Echo.Say", "second", TEXT, TEXT, lambda _: answered.set())
+    peer.answer(peer.next_call(), peer.next_call())
+    assert answered.wait(20)
+    assert second.outcome().value == "re second"
 
 
 def test_all_who_wait_learn_of_the_end(ends: tuple[NetRPCClient, Peer], pool: ThreadPoolExecutor) -> None:
