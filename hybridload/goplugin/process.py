@@ -489,6 +489,12 @@ def start_error(error: OSError, spec: ProcessSpec, name: str) -> Exception:
             "is it a text file without a #! line, or built for another system?",
             plugin=name,
         )
+    if error.errno == errno.E2BIG:
+        return ProcessError(
+            f"Plugin {name!r}: its command and environment, which its options are in, are larger than the system takes "
+            "(on Linux 128 KiB a variable, and a few MiB in all). Give it what is large in a file.",
+            plugin=name,
+        )
     return ProcessError(f"Plugin {name!r}: the system could not start {program}: {error}.", plugin=name)
 
 

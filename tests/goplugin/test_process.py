@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound
+from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.process import PluginProcess, ProcessSpec, _Pace, describe_exit
 
@@ -157,6 +157,12 @@ def test_says_why_a_file_cannot_be_run(
 def test_a_missing_working_directory_is_named(run: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="working directory"):
         run("/bin/true", cwd=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systems take different sizes")
+def test_one_that_is_given_too_much_is_told_so(run: Any) -> None:
+    with pytest.raises(ProcessError, match="larger than the system takes"):
+        run("/bin/true", "x" * (128 << 10))
 
 
 def test_a_wrong_checksum_is_refused_with_both_digests(run: Any) -> None:
