@@ -86,8 +86,9 @@ def open_exit_watch(pid: int) -> int | None:
 
 
 def has_fork_server() -> bool:
-    """Whether plugins can be forked from a process that is none: it takes a watch for what is no child of the host."""
-    if sys.platform != "linux":
+    """Whether plugins can be forked from a process that is none: it takes a watch for what is no child of the host, and
+    what proc(5) tells about a process."""
+    if sys.platform != "linux" or not os.path.exists("/proc/thread-self/status"):
         return False
     watch = open_exit_watch(os.getpid())
     if watch is None:

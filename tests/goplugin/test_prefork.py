@@ -205,6 +205,18 @@ def test_one_that_needs_another_interpreter_is_started_by_itself(start: Start) -
     assert look("sys.flags.hash_randomization") == "0"
 
 
+def test_a_host_that_has_changed_what_it_hands_on_starts_it_by_itself(start: Start, server: ForkServer) -> None:
+    start()
+    before = os.umask(0o77)
+    try:
+        os.umask(before ^ 0o100)
+        client, look = start()
+    finally:
+        os.umask(before)
+    assert (parent(client), look("self.found['umask']")) == (os.getpid(), str(before ^ 0o100))
+    assert parent(start()[0]) == server.pid
+
+
 def test_limits_hold(start: Start) -> None:
     _, look = start(limits=Limits(open_files=64, cpu_seconds=600))
     assert look("resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CPU)[0]") == (

@@ -18,6 +18,6 @@ The fork server has one thread and starts none, which is what makes forking safe
 It looks at nothing but its one socket: the host knows from a pidfd when a plugin has ended. So it is for Linux.
 
 What a process takes from its start and no request can change, it has from the fork server's: the seed of hashes of
-strings, umask, niceness and the like. An environment that asks for another interpreter than that (see `host`) gets a
-process of its own.
+strings, user, umask and the like. An environment that asks for another interpreter than that, or a host that is another
+one by now (see `host`), gets a process of its own.
 """

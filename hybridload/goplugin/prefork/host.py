@@ -2,7 +2,8 @@
 
 A plugin is forked unless it asks for what a forked process cannot have; it is started by itself then, as without a fork
 server. That is so where its environment differs from the fork server's in a variable that an interpreter reads when it
-starts (`PYTHON…`, `LC_…`, `LANG`, `LD_…` and the like), and on systems other than Linux.
+starts (`PYTHON…`, `LC_…`, `LANG`, `LD_…` and the like), where the host is another one than it was when it started the
+fork server (it has dropped privileges, say), and on systems other than Linux.
 
 Threads: one lock, held for one request and its reply, and while the fork server starts. There is no thread. A reply
 that does not come in time, or whose wait is interrupted, is the end of the fork server: coming later, it would be taken
@@ -38,6 +39,8 @@ _REAP_TIMEOUT = 10.0
 """Seconds for the status of a process that has ended already."""
 _READ_AT_START = ("PYTHON", "LC_", "LD_", "MALLOC_", "PROTOCOL_BUFFERS_", "OPENSSL_", "CRYPTOGRAPHY_")
 _READ_AT_START_TOO = ("LANG", "GLIBC_TUNABLES")
+_HANDED_ON = ("Umask:", "Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp", "Cpus_allowed:", "Mems_allowed:")
+"""What proc(5) has of a thread and every process that it starts has as well."""
 _NOT_ITS_BUSINESS = ("PLUGIN_", "HYBRIDLOAD_LAUNCH")
 
 
@@ -85,8 +88,9 @@ class ForkServer:
 
     def _fits(self, environment: Mapping[str, str]) -> bool:
         server = self._server
-        ours = _read_at_start(os.environ) if server is None else server.read_at_start
-        return _read_at_start(environment) == ours
+        if server is None:
+            return _read_at_start(environment) == _read_at_start(os.environ)
+        return _read_at_start(environment) == server.read_at_start and _handed_on() == server.handed_on
 
     def _fork(self, spec: ProcessSpec, name: str, lifeline: Lifeline, stack: ExitStack, timeout: float) -> Child:
         """:raises OSError: what the system refuses."""
@@ -182,6 +186,7 @@ class _Server:
         self._lifeline = lifeline
         self._lock = threading.Lock()
         self.read_at_start = _read_at_start(os.environ)
+        self.handed_on = _handed_on()
         ours, theirs = socket.socketpair()
         self._socket: socket.socket = ours
         try:
@@ -343,6 +348,16 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value for key, value in environment.items() if key.startswith(_READ_AT_START) or key in _READ_AT_START_TOO
     }
+
+
+def _handed_on() -> list[str]:
+    """What a process takes from the thread that starts it, and no request can change."""
+    with open("/proc/thread-self/status", encoding="utf-8", errors="replace") as status:
+        found = [line for line in status if line.startswith(_HANDED_ON)]
+    with open("/proc/thread-self/limits", encoding="utf-8") as limits:
+        found += limits
+    root = os.stat("/")
+    return [*found, f"{root.st_dev} {root.st_ino} {os.getpriority(os.PRIO_PROCESS, 0)}"]
 
 
 def _is_inherited(descriptor: int) -> bool:
