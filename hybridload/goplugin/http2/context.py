@@ -113,6 +113,8 @@ class ServerCall(Inbox):
     """Whether the handler was, or is about to be, run."""
     over = False
     """Whether the status was sent, or nobody waits for it any more."""
+    cut_off = False
+    """Whether it was over before its handler had answered."""
     initial_sent = False
     timer: Timer | None = None
     deadline: float | None = None

@@ -55,7 +55,7 @@ class LoopCall(LoopNews):
             made = _behavior(handler)(request, Context(call))
         except BaseException as error:
             link.finish(call, link._failure(call, error))
-            link.handler_ended()
+            link.handler_ended(call)
             return
         serving = self._stream(made) if handler.response_streaming else self._answer(made)
         if not call_soon(self.loop, self._start, made, serving):
@@ -86,7 +86,7 @@ class LoopCall(LoopNews):
                 coroutine.close()  # it may never have begun
         if self._call.handler.ended is not None:
             self._call.handler.ended()
-        self._link.handler_ended()
+        self._link.handler_ended(self._call)
 
     async def _serve(self, serving: Coroutine[Any, Any, None]) -> None:
         try:

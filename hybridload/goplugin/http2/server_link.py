@@ -110,7 +110,7 @@ class ServerLink(Link):
         self._server = server
         self._ready: deque[ServerCall] = deque()
         self._requests: dict[int, tuple[Headers, Request]] = {}
-        self._running = 0
+        self._running: set[ServerCall] = set()
         self._term = 0
         self._leading: ServerCall | None = None
         self._ended = False
@@ -168,7 +168,7 @@ class ServerLink(Link):
             self._run_elsewhere(call)
             return True
         if not on_loop:
-            self._running += 1
+            self._running.add(call)
         elif not self._let_outlast(call):
             return True
         self._leading = call
@@ -183,7 +183,8 @@ class ServerLink(Link):
                 self._serve_unary(call)
         finally:
             with self.lock:
-                self._running -= not on_loop
+                if not on_loop:
+                    self._running.discard(call)
                 leads = self._term == term
                 if leads:
                     self.busy_since = 0.0
@@ -199,25 +200,29 @@ class ServerLink(Link):
             self._server.workers.submit(partial(self._serve_elsewhere, call))
         except WorkersClosed:
             with self.lock:
-                self._running -= 1
+                self._running.discard(call)
             raise
 
     def _let_outlast(self, call: ServerCall) -> bool:
         """Count a handler that will run beside the leader. False when there are too many: the call has ended then."""
         with self.lock:
             # Handlers of calls that were reset may still run: they count, or resetting would be a way around the limit.
-            crowded = self._running >= self.connection.limits.max_streams
+            # Those that have answered do not, though they may not have returned: the client knows of room already.
+            most = self.connection.limits.max_streams
+            crowded = len(self._running) >= most and most <= sum(
+                each.cut_off or not each.over for each in self._running
+            )
             if not crowded:
-                self._running += 1
+                self._running.add(call)
             self._set_timer(call)
         if crowded:
             self.finish(call, Status(StatusCode.RESOURCE_EXHAUSTED, "too many calls at once on this connection"))
         return not crowded
 
-    def handler_ended(self) -> None:
+    def handler_ended(self, call: ServerCall) -> None:
         """A handler that ran beside the leader, on an event loop, has come to its end."""
         with self.lock:
-            self._running -= 1
+            self._running.discard(call)
         self._server.call_ended()
 
     def _serve_on_loop(self, call: ServerCall) -> None:
@@ -227,7 +232,7 @@ class ServerLink(Link):
             loop_call = LoopCall(self, call)
         except RuntimeError as error:
             self.finish(call, Status(StatusCode.UNAVAILABLE, str(error)))
-            self.handler_ended()
+            self.handler_ended(call)
         else:
             loop_call.begin()
 
@@ -248,7 +253,7 @@ class ServerLink(Link):
                 self._server.forgive(call.request.path, time.monotonic() - began)
         finally:
             with self.lock:
-                self._running -= 1
+                self._running.discard(call)
             self._server.call_ended()
 
     # Reading
@@ -300,6 +305,7 @@ class ServerLink(Link):
             elif isinstance(event, StreamEnded):
                 call = calls.pop(event.stream_id, None)
                 if call is not None:
+                    call.cut_off = True
                     self._call_back(call.end())
             elif isinstance(event, WindowOpened):
                 self._tell_senders(event.stream_id)
@@ -354,6 +360,7 @@ class ServerLink(Link):
 
     def _settle(self, call: ServerCall, status: Status | None) -> None:
         if status is not None:
+            call.cut_off = True
             self._finish(call, status)
 
     def _tell_senders(self, stream_id: int) -> None:
@@ -601,6 +608,7 @@ class ServerLink(Link):
         with self.lock:
             if call.over:
                 return
+            call.cut_off = True
             self._finish(call, status)
         self.flush_or_delegate()
 
