@@ -70,7 +70,10 @@ def files_of(resolution: Resolution, isolation: str) -> list[Path]:
         return []
     from importlib.util import find_spec
 
-    spec = find_spec(python.entry_point.module.partition(".")[0])
+    try:
+        spec = find_spec(python.entry_point.module.partition(".")[0])
+    except ValueError:  # a module that was made, and not found: it has no file
+        return []
     if spec is None:
         return []
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
@@ -104,7 +107,7 @@ def forget_bytecode(paths: Iterable[Path]) -> None:
                 if source.suffix == ".py" and compiled.stat().st_mtime < source.stat().st_mtime + _COARSE:
                     compiled.unlink()
             except OSError:
-                continue  # it was never compiled, or is none of ours to remove
+                continue  # it was never compiled, is none of ours to remove, or is being replaced
 
 
 _COARSE = 2.0
@@ -112,4 +115,6 @@ _COARSE = 2.0
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    return folder.rglob("*.py")
+    """The Python files in a folder; what cannot be listed, or goes meanwhile, has none."""
+    for inside, _, names in os.walk(folder):
+        yield from (Path(inside, name) for name in names if name.endswith(".py"))
