@@ -285,6 +285,8 @@ class LoopCall(LoopNews):
         """End the call, from any thread: nobody awaits anything of it any more."""
         self.cancel(_CANCELLED)
         self._give_back()
+        if self._timer is not None:
+            call_soon(self.loop, self._timer.cancel)
 
     def leave(self) -> None:
         """Give the connection back, once the call is over. Safe to call twice."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +108,24 @@ def test_a_stream_that_is_given_up_while_its_connection_is_opened_ends(
                 await asyncio.wait_for(first, 10)
 
         asyncio.run(give_up())
+
+
+def test_of_a_stream_that_is_given_up_nothing_is_kept_until_its_deadline(ours: tuple[Server, str]) -> None:
+    with open_channel(ours[1]) as channel:
+
+        async def give_up() -> weakref.ref[Any]:
+            responses = channel.on_loops("/test.Service/Count").stream(b"100000", timeout=3600)
+            assert await anext(responses) == b"0"
+            responses.cancel()
+            return weakref.ref(responses._call)
+
+        async def host() -> None:
+            call = await give_up()
+            await asyncio.sleep(0)
+            gc.collect()
+            assert call() is None
+
+        asyncio.run(host())
 
 
 def _ignore(call: Callable[[bytes], Any]) -> Callable[[], None]:
