@@ -53,6 +53,9 @@ GoBuild = Callable[..., Path]
 def pytest_configure(config: pytest.Config) -> None:
     # Without compiled bytecode a plugin's process takes twice as long to start, and none of its traps are seen.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # A shell that runs the tests in the background has them, and all that they start, ignore interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", f"leaves(*kinds, reason): the test may leave these behind ({', '.join(KINDS)}), for this reason"
     )
