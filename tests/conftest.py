@@ -198,6 +198,14 @@ def nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         pytest.fail("The test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 
+@pytest.fixture
+def short_path(nothing_left_behind: None) -> Path:
+    """A folder of the test's own whose path leaves room for a socket's name; `tmp_path` is too long for that."""
+    folder = Path(tempfile.gettempdir(), "f")
+    folder.mkdir()
+    return folder
+
+
 def checked_kinds(item: pytest.Item) -> tuple[str, ...]:
     excused: set[str] = set()
     for mark in item.iter_markers("leaves"):

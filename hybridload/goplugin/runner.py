@@ -83,6 +83,8 @@ class LocalRunner:
     :param spawn: how; each as a program of its own by default.
     """
 
+    _spawn: Callable[[ProcessSpec, str], Child] | None = None  # also for those who derive and do not call `__init__`
+
     def __init__(self, spawn: Callable[[ProcessSpec, str], Child] | None = None) -> None:
         self._spawn = spawn
 

@@ -84,14 +84,14 @@ def test_tcp_ports_are_taken_from_the_hosts_range(
 
 @pytest.mark.parametrize("language", ["go", "python"])
 def test_sockets_are_in_the_folder_and_of_the_group_that_the_host_gives(
-    new: Callable[..., Client], python_plugin: Callable[[str], list[str]], tmp_path: Path, language: str
+    new: Callable[..., Client], python_plugin: Callable[[str], list[str]], short_path: Path, language: str
 ) -> None:
     group = grp.getgrgid(os.getgid()).gr_name
     command = () if language == "go" else python_plugin("")
-    client = new(*command, unix_socket_dir=tmp_path, unix_socket_group=group)
+    client = new(*command, unix_socket_dir=short_path, unix_socket_group=group)
     client.start()
     socket = Path(client.reattach_config.address)
-    assert socket.parent.parent == tmp_path
+    assert socket.parent.parent == short_path
     found = socket.stat()
     assert stat.S_IMODE(found.st_mode) == 0o660
     assert found.st_gid == os.getgid()

@@ -230,19 +230,19 @@ def test_strangers_get_nothing_from_a_go_plugin_that_goes_on(
 
 
 def test_nobody_else_gets_into_a_multiplexed_plugin(
-    new_client: NewClient, program: Callable[..., list[str]], brokering: Any, tmp_path: Path, engine: str
+    new_client: NewClient, program: Callable[..., list[str]], brokering: Any, short_path: Path, engine: str
 ) -> None:
     client = new_client(
         *program(),
         plugins=brokering.PLUGINS,
         multiplex=True,
-        unix_socket_dir=tmp_path,
+        unix_socket_dir=short_path,
         env={"HYBRIDLOAD_ENGINE": engine},
     )
     client.start()
     torture = client.dispense("torture")
     assert torture.echo(b"first") == b"first"
-    assert not [path for path in tmp_path.rglob("*") if path.is_socket()]
+    assert not [path for path in short_path.rglob("*") if path.is_socket()]
     assert torture.echo(b"still here") == b"still here"
 
 
