@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset
 
 from .calls import Call
 from .connection import Connection, ConnectionClosed, Role
@@ -293,7 +293,7 @@ class ClientLink(Link):
                 self._shake_hands(call)
             self.flush()
         except StreamError as error:
-            self.fail(str(error))
+            self._not_sent(error)
         finally:
             if guard is not None:
                 guard.cancel()
@@ -318,12 +318,12 @@ class ClientLink(Link):
             if self.connection.due and not self.flush_without_waiting():
                 self.workers.submit(self._flush_in_background)
         except StreamError as error:
-            self.fail(str(error))
+            self._not_sent(error)
         except WorkersClosed:
             logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
 
     def _send_owed(self) -> None:
-        """Write what a reader owes. A peer that has hung up may have answered before: reading on tells."""
+        """Write what a reader owes; the reader reads on, whatever comes of it."""
         try:
             if not self.flush_without_waiting():
                 self.workers.submit(self._flush_in_background)
@@ -336,7 +336,13 @@ class ClientLink(Link):
         try:
             self.flush()
         except StreamError as error:
-            self.fail(str(error))
+            self._not_sent(error)
+
+    def _not_sent(self, error: StreamError) -> None:
+        """Something could not be written. A peer that has hung up may have answered before: who waits reads on."""
+        with self.lock:
+            if not self.calls or not isinstance(error, (StreamClosed, StreamReset)):
+                self._fail(str(error))
 
     # Reading
 

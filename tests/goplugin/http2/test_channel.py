@@ -459,26 +459,44 @@ def test_an_answer_counts_though_the_peer_hung_up_before_it_was_read() -> None:
     mine, theirs = socket_pair()
     stream = Piecewise(mine)
 
-    def answer_and_hang_up() -> None:
-        connection = Connection(Role.SERVER)
-        opened: list[int] = []
-        while not opened:
-            events = connection.receive(theirs.receive())
-            opened = [event.stream_id for event in events if isinstance(event, HeadersReceived)]
-        theirs.send_all(connection.data_to_send())
-        connection.ping(b"are-you?")  # one more thing that the client owes an answer
-        connection.send_headers(opened[0], OK_RESPONSE)
-        connection.send_data(opened[0], b"\0\0\0\0\x01x")
-        connection.send_headers(opened[0], OK_TRAILERS, end_stream=True)
-        theirs.send_all(connection.data_to_send())
-        theirs.close()
+    def run() -> None:
+        answer_and_hang_up(theirs, calls=1)
         stream.hung_up.set()
 
-    peer = threading.Thread(target=answer_and_hang_up)
+    peer = threading.Thread(target=run)
     peer.start()
     with Channel(lambda: stream) as channel:
         assert channel.unary_unary("/t.T/Echo")(b"x", timeout=10) == b"x"
     peer.join()
+
+
+def answer_and_hang_up(theirs: SocketStream, calls: int) -> None:
+    """Be a server that answers the first of so many calls, and is gone."""
+    connection = Connection(Role.SERVER)
+    opened: list[int] = []
+    while len(opened) < calls:
+        events = connection.receive(theirs.receive())
+        opened += [event.stream_id for event in events if isinstance(event, HeadersReceived)]
+    theirs.send_all(connection.data_to_send())
+    connection.ping(b"are-you?")  # one more thing that the client owes an answer
+    connection.send_headers(opened[0], OK_RESPONSE)
+    connection.send_data(opened[0], b"\0\0\0\0\x01x")
+    connection.send_headers(opened[0], OK_TRAILERS, end_stream=True)
+    theirs.send_all(connection.data_to_send())
+    theirs.close()
+
+
+def test_an_answer_counts_though_another_call_is_cancelled_when_the_peer_has_hung_up() -> None:
+    mine, theirs = socket_pair()
+    stream = Piecewise(mine)
+    peer = threading.Thread(target=answer_and_hang_up, args=(theirs, 2))
+    peer.start()
+    with Channel(lambda: stream, max_connections=1) as channel:
+        answered, other = (channel.unary_stream("/t.T/Count")(b"x", timeout=10) for _ in range(2))
+        peer.join()
+        other.cancel()
+        stream.hung_up.set()
+        assert list(answered) == [b"x"]
 
 
 class Watched:
