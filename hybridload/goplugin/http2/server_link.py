@@ -650,13 +650,13 @@ class ServerLink(Link):
                 return
             self._ended = True
             explain = self.connection.failed
-        if explain:
-            self._say_goodbye()
-        self.stream.close()
-        with self.lock:
+            # At once: a server that stops finds nothing to do here from now on, and takes no callbacks soon after.
             for call in list(self.calls.values()):
                 self._call_back(call.end())
             self.calls.clear()
+        if explain:
+            self._say_goodbye()
+        self.stream.close()
         self._server.link_ended(self)
 
     def _say_goodbye(self) -> None:

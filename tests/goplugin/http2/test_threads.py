@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from hybridload.goplugin.http2.timers import Timers
 from hybridload.goplugin.http2.workers import Workers, WorkersClosed
 from hybridload.goplugin.streams.base import StreamClosed
 from hybridload.goplugin.streams.sockets import listen_unix
+from tests.goplugin.http2.conftest import open_channel
 
 
 def test_a_job_gets_a_thread_at_once_however_many_are_busy() -> None:
@@ -103,3 +105,35 @@ def test_a_listener_that_comes_to_a_server_that_stops_is_closed_and_waited_on_by
     with pytest.raises(StreamClosed):
         listener.accept(0)
     assert threading.active_count() == before
+
+
+class Lingering:
+    """A stream that takes its time to close."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.may_close = threading.Event()
+
+    def send(self, data: bytes) -> None:
+        """Nobody is there to take it, which is not what this is about."""
+
+    def close(self) -> None:
+        self.may_close.wait(10)
+        self._stream.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def test_a_handler_hears_of_the_end_before_the_connection_is_cleared_away(ours: Any, service: Any) -> None:
+    server, address = ours
+    with open_channel(address) as channel:
+        assert channel.unary_unary("/t.T/Echo")(b"x") == b"x"  # what a connection begins with is done
+        channel.unary_unary("/t.T/Hang").future(b"")
+        assert service.hanging.acquire(timeout=5)
+        (link,) = server._links
+        link.stream = lingering = Lingering(link.stream)
+    try:
+        assert service.event("hung").wait(5)  # a server that stops meanwhile takes no callbacks any more
+    finally:
+        lingering.may_close.set()
