@@ -1,12 +1,15 @@
 """Where a plugin's `async def` methods run: one event loop on a thread of its own, for all connections.
 
+And how threads tell coroutines of something, on that loop or on any other.
+
 asyncio is imported when the loop is first needed: it takes longer than all else that a plugin imports.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class EventLoop:
@@ -84,3 +89,23 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
+    """Have a loop call `callback`, from any thread. False when it is closed: nobody waits there any more."""
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        logger.debug("an event loop was closed while a call was on its way")
+        return False
+    return True
+
+
+def settle_soon(waiter: asyncio.Future[T], result: T = None) -> None:  # type: ignore[assignment]
+    """Wake the coroutine that awaits `waiter`, from any thread."""
+    call_soon(waiter.get_loop(), _settle, waiter, result)
+
+
+def _settle(waiter: asyncio.Future[T], result: T) -> None:
+    if not waiter.done():
+        waiter.set_result(result)

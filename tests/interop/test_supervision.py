@@ -6,22 +6,18 @@ import os
 import shutil
 import signal
 import sys
-import threading
-import time
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from hybridload import Contract, Handshake, Loader, PluginEvent, idempotent
+from hybridload import Contract, Handshake, Loader, idempotent
 from hybridload.contract import NetRPC
 from hybridload.errors import PluginClosed, PluginCrashed
-
-PATIENCE = 60.0  # seconds
+from tests.isolation.conftest import PATIENCE, Story, in_thread, wait_until
 
 
 class Work(Protocol):
@@ -65,21 +61,7 @@ class Scene:
 
     loader: Loader
     gopher: Any
-    events: list[PluginEvent]
-    news: threading.Condition
-
-    def wait_for(self, what: str, times: int = 1) -> PluginEvent:
-        """The event of that kind that came for the nth time."""
-
-        def came() -> list[PluginEvent]:
-            return [event for event in self.events if event.what == what]
-
-        with self.news:
-            assert self.news.wait_for(lambda: len(came()) >= times, PATIENCE), f"no {what!r} in {self.told()}"
-            return came()[times - 1]
-
-    def told(self) -> list[str]:
-        return [event.what for event in self.events]
+    story: Story
 
     def pid(self) -> int:
         pid = self.loader.status("gopher").pid
@@ -116,14 +98,7 @@ def play(
         path = tmp_path / "plugins.toml"
         path.write_text("\n".join([text, *lines]))
         loaders.append(loader := Loader(plugins or PLUGINS, handshake=HANDSHAKE, config=path))
-        scene = Scene(loader, loader.load("gopher"), [], threading.Condition())
-
-        def take(event: PluginEvent) -> None:
-            with scene.news:
-                scene.events.append(event)
-                scene.news.notify_all()
-
-        loader.on_event(take)
+        scene = Scene(loader, loader.load("gopher"), Story(loader))
         assert loader.status("gopher").protocol == request.param
         return scene
 
@@ -135,26 +110,6 @@ def play(
 over_grpc = pytest.mark.parametrize("play", ["grpc"], indirect=True)
 
 
-def in_thread(work: Callable[..., Any], *args: Any) -> Future[Any]:
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work(*args))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run).start()
-    return done
-
-
-def wait_until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 def test_one_that_crashes_is_started_again(play: Play) -> None:
     scene = play()
     before = scene.pid()
@@ -163,7 +118,7 @@ def test_one_that_crashes_is_started_again(play: Play) -> None:
     assert caught.value.returncode == 7
     assert scene.gopher.echo(b"again") == b"again"
     assert scene.pid() != before
-    assert scene.told() == ["crashed", "starting", "running"]
+    assert scene.story.told() == ["crashed", "starting", "running"]
     assert scene.loader.status("gopher").restarts == 1
 
 
@@ -174,7 +129,7 @@ def test_one_that_hangs_is_found_and_replaced(play: Play) -> None:
     before = scene.kill(signal.SIGSTOP)
     with pytest.raises(PluginCrashed, match="does not answer and was killed"):
         hanging.result(PATIENCE)
-    scene.wait_for("running")
+    scene.story.wait_for("running")
     assert scene.gopher.echo(b"again") == b"again"
     assert scene.pid() != before
 
@@ -185,19 +140,19 @@ def test_an_idempotent_call_in_flight_is_sent_again(play: Play) -> None:
     wait_until(lambda: scene.loader.status("gopher").in_flight == 1)
     scene.kill()
     assert sleeping.result(PATIENCE) is None
-    assert scene.told() == ["crashed", "starting", "running"]
+    assert scene.story.told() == ["crashed", "starting", "running"]
 
 
 def test_a_used_up_budget_leads_to_python_and_back(play: Play) -> None:
     scene = play("max_restarts = 0", "retry_after = 0.5")
     scene.kill()
-    over = scene.wait_for("failed over")
+    over = scene.story.wait_for("failed over")
     assert (over.isolation, over.pid) == ("in-process", os.getpid())
     assert isinstance(over.error, PluginCrashed)
-    back = scene.wait_for("running")
+    back = scene.story.wait_for("running")
     assert back.isolation == "external"
     assert scene.gopher.echo(b"again") == b"again"
-    assert scene.told() == ["crashed", "starting", "failed over", "running"]
+    assert scene.story.told() == ["crashed", "starting", "failed over", "running"]
     assert not scene.loader.status("gopher").degraded
 
 
@@ -205,7 +160,7 @@ def test_a_used_up_budget_leads_to_python_and_back(play: Play) -> None:
 def test_while_python_serves_its_object_is_the_one_that_answers(play: Play) -> None:
     scene = play("max_restarts = 0", "retry_after = 600")
     scene.kill()
-    scene.wait_for("failed over")
+    scene.story.wait_for("failed over")
     assert scene.gopher.echo(b"hello") == b"Python hello"
 
 
@@ -217,7 +172,7 @@ def test_a_program_that_is_replaced_is_reloaded(play: Play, go_build: Callable[[
     before = scene.pid()
     shutil.copy(program, new)
     new.replace(program)  # as an installer does it: the one that runs cannot be written to
-    scene.wait_for("running")
+    scene.story.wait_for("running")
     assert scene.pid() != before
     assert scene.gopher.echo(b"again") == b"again"
 
@@ -250,7 +205,7 @@ def test_the_object_of_a_hand_written_plugin_leads_to_the_process_that_runs(play
     assert isinstance(scene.gopher, Calls)
     assert scene.gopher.echo(b"hello") == scene.gopher(b"hello") == b"hello"
     before = scene.kill()
-    scene.wait_for("running")
+    scene.story.wait_for("running")
     assert scene.gopher.echo(b"again") == scene.gopher(b"again") == b"again"
     assert scene.loader.load("gopher") is scene.gopher
     assert repr(scene.gopher) == f"<Calls 'gopher' (external, pid {scene.pid()})>"

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol
 
+from hybridload.goplugin.event_loop import settle_soon
+
 Request = bytes | AsyncIterator[bytes]
 
 
@@ -153,14 +155,10 @@ class LoopIterator:
 
 async def _outcome(call: Any) -> bytes:
     """Wait for a `grpc.Future` on the running event loop, without a thread."""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(_: Any) -> None:
-        try:
-            loop.call_soon_threadsafe(_settle, waiter)
-        except RuntimeError:
-            pass  # The loop was closed while the call was on its way: nobody waits any more.
+        settle_soon(waiter)
 
     call.add_done_callback(wake)
     try:
@@ -170,8 +168,3 @@ async def _outcome(call: Any) -> bytes:
         raise
     result: bytes = call.result()
     return result
-
-
-def _settle(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

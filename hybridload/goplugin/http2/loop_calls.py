@@ -13,8 +13,10 @@ from asyncio import Future, Task, iscoroutine, sleep
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
+from hybridload.goplugin.event_loop import call_soon
+
 from .context import PLAIN_OK, TRAILERS_OK, Context, RequestsEnded, ServerCall
-from .loop_news import LoopNews, call_soon
+from .loop_news import LoopNews
 from .loop_writer import LoopWriter
 from .messages import PREFIX
 from .server_link import ServerLink

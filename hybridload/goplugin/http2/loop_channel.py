@@ -19,13 +19,14 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from hybridload.goplugin.event_loop import call_soon, settle_soon
 from hybridload.goplugin.streams.base import StreamError
 
 from .calls import Call, StreamCall, UnaryCall, iteration_failed
 from .client_link import ClientLink
 from .connection import ConnectionClosed
 from .frames import ErrorCode
-from .loop_news import LoopNews, call_soon, settle_soon
+from .loop_news import LoopNews
 from .loop_writer import LoopWriter
 from .messages import PREFIX, MessageError, check_size
 from .pool import Pool, PoolClosed

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable
-from typing import Any, TypeVar
 
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
+from hybridload.goplugin.event_loop import settle_soon
 
 
 class LoopNews:
@@ -35,23 +30,3 @@ class LoopNews:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             settle_soon(waiter)
-
-
-def call_soon(loop: AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
-    """Have a loop call `callback`, from any thread. False when it is closed: nobody waits there any more."""
-    try:
-        loop.call_soon_threadsafe(callback, *args)
-    except RuntimeError:
-        logger.debug("an event loop was closed while a call was on its way")
-        return False
-    return True
-
-
-def settle_soon(waiter: Future[T], result: T = None) -> None:  # type: ignore[assignment]
-    """Wake the coroutine that awaits `waiter`, from any thread."""
-    call_soon(waiter.get_loop(), _settle, waiter, result)
-
-
-def _settle(waiter: Future[T], result: T) -> None:
-    if not waiter.done():
-        waiter.set_result(result)

@@ -12,10 +12,10 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
 from typing import Final
 
+from hybridload.goplugin.event_loop import settle_soon
 from hybridload.goplugin.streams.base import StreamError
 
 from .link import Link
-from .loop_news import settle_soon
 from .workers import Job, WorkersClosed
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract.binding import binder
 from hybridload.contract.hints import misfit
+from hybridload.goplugin.event_loop import settle_soon
 from hybridload.goplugin.netrpc.client import NetRPCClient, PendingCall
 from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
 from hybridload.goplugin.netrpc.gob import GobError
@@ -110,14 +111,10 @@ def _async_unary(client: NetRPCClient, travelling: Travelling, context: CallCont
 
 async def _answer(client: NetRPCClient, name: str, argument: Any, argument_type: Any, reply_type: Any) -> Reply:
     """Wait for a call on the running event loop, without a thread of its own."""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(_: PendingCall) -> None:
-        try:
-            loop.call_soon_threadsafe(_settle, waiter)
-        except RuntimeError:
-            pass  # The loop was closed while the call was on its way: nobody waits any more.
+        settle_soon(waiter)
 
     pending = client.begin(name, argument, argument_type, reply_type, wake)
     try:
@@ -126,11 +123,6 @@ async def _answer(client: NetRPCClient, name: str, argument: Any, argument_type:
         client.forget(pending)
         raise
     return pending.outcome()
-
-
-def _settle(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _refusal(method: Method, values: Sequence[Any], error: GobError) -> Exception:
