@@ -9,23 +9,20 @@ holds for longer than microseconds. When the call is over before it is answered 
 from __future__ import annotations
 
 import logging
-from asyncio import Future, Task, iscoroutine, sleep
+from asyncio import Task, iscoroutine, sleep
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from hybridload.goplugin.event_loop import call_soon
 
 from .context import PLAIN_OK, TRAILERS_OK, Context, RequestsEnded, ServerCall
+from .link import JOINED_MESSAGE, views_of
 from .loop_news import LoopNews
 from .loop_writer import LoopWriter
-from .messages import PREFIX
 from .server_link import ServerLink
 from .status import Status, StatusCode
 
 logger = logging.getLogger(__name__)
-
-_JOINED_MESSAGE: Final = 16384
-"""Up to this size a message and its prefix are one piece; above, the message is not copied."""
 
 
 class LoopCall(LoopNews):
@@ -100,7 +97,7 @@ class LoopCall(LoopNews):
         """The only response, if any, and the status."""
         link, call = self._link, self._call
         message = link._response(call, await made)
-        if message is not None and len(message) <= _JOINED_MESSAGE and self._answer_at_once(message):
+        if message is not None and len(message) <= JOINED_MESSAGE and self._answer_at_once(message):
             return
         if message is None or await self._send(message):
             self._finish(call.status())
@@ -139,29 +136,15 @@ class LoopCall(LoopNews):
     async def _send(self, message: bytes) -> bool:
         """Send one response, as fast as the client lets us. False when the call is over."""
         link, call = self._link, self._call
-        prefix = PREFIX.pack(call.gzip, len(message))
-        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
         with link.lock:
             if link._is_gone(call):
                 return False
             link._send_initial(call)
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                waiter: Future[None] | None = None
-                with link.lock:
-                    if link._is_gone(call):
-                        return False
-                    sent = link.connection.send_data(call.stream_id, view)
-                    if not sent:
-                        waiter = self.expect()
-                self._writer.flush_soon(self.loop)
-                if waiter is not None:
-                    await waiter
-                else:
-                    view = view[sent:]
-                    await self._writer.drain(self.loop)
-        return True
+
+        def send(view: memoryview, _: bool) -> int | None:
+            return None if link._is_gone(call) else link.connection.send_data(call.stream_id, view)
+
+        return await self._writer.send_message(self, views_of(message, call.gzip), send)
 
     def _finish(self, status: Status) -> None:
         link, call = self._link, self._call

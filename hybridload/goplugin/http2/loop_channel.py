@@ -26,6 +26,7 @@ from .calls import Call, StreamCall, UnaryCall, iteration_failed
 from .client_link import ClientLink
 from .connection import ConnectionClosed
 from .frames import ErrorCode
+from .link import JOINED_MESSAGE, views_of
 from .loop_news import LoopNews
 from .loop_writer import LoopWriter
 from .messages import PREFIX, MessageError, check_size
@@ -41,8 +42,6 @@ logger = logging.getLogger(__name__)
 Request = bytes | AsyncIterator[bytes]
 
 _ATTEMPTS: Final = 3
-_JOINED_MESSAGE: Final = 16384
-"""Up to this size a message and its prefix are one piece; above, the message is not copied."""
 _BREATH: Final = 64
 """After how many responses that were there already the other coroutines get their turn."""
 
@@ -226,7 +225,7 @@ class LoopCall(LoopNews):
         with link.lock:
             link.admit(call, block)
             call.tell_loop(self)
-            if first is not None and len(first) + 5 <= min(_JOINED_MESSAGE, connection.window(call.stream_id)):
+            if first is not None and len(first) + 5 <= min(JOINED_MESSAGE, connection.window(call.stream_id)):
                 connection.send_data(call.stream_id, PREFIX.pack(0, len(first)) + first, True)
                 first = None
             link.read_for_others()
@@ -354,26 +353,14 @@ class LoopCall(LoopNews):
 
     async def _send(self, message: bytes, ends: bool) -> bool:
         """Send one message, as fast as the server lets us. False when the call is over, or its sending half is."""
-        link, call, connection = self._link, self._call, self._link.connection
-        prefix = PREFIX.pack(0, len(message))
-        pieces = (prefix + message,) if len(message) <= _JOINED_MESSAGE else (prefix, message)
-        for number, piece in enumerate(pieces, 1):
-            view = memoryview(piece)
-            while view:
-                waiter: asyncio.Future[None] | None = None
-                with link.lock:
-                    if call.status is not None or not connection.is_sending(call.stream_id):
-                        return False
-                    sent = connection.send_data(call.stream_id, view, ends and number == len(pieces))
-                    if not sent:
-                        waiter = self.expect()
-                self._writer.flush_soon(self.loop)
-                if waiter is not None:
-                    await waiter
-                else:
-                    view = view[sent:]
-                    await self._writer.drain(self.loop)
-        return True
+        call, connection = self._call, self._link.connection
+
+        def send(view: memoryview, last: bool) -> int | None:
+            if call.status is not None or not connection.is_sending(call.stream_id):
+                return None
+            return connection.send_data(call.stream_id, view, ends and last)
+
+        return await self._writer.send_message(self, views_of(message, 0), send)
 
 
 class LoopResponses:

@@ -16,6 +16,7 @@ from hybridload.goplugin.event_loop import settle_soon
 from hybridload.goplugin.streams.base import StreamError
 
 from .link import Link
+from .loop_news import LoopNews
 from .workers import Job, WorkersClosed
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,33 @@ class LoopWriter:
         except RuntimeError:  # there is no thread to be had: the next to write tries again
             self._rest()
             raise
+
+    async def send_message(
+        self, news: LoopNews, pieces: list[memoryview], send: Callable[[memoryview, bool], int | None]
+    ) -> bool:
+        """Send one message of a call, as fast as the peer lets us. False when the call takes no more.
+
+        :param news: tells when the peer's window has opened.
+        :param pieces: the message.
+        :param send: makes due what may be sent of one of them, called with the link's lock held; told whether it is the
+            last, it returns how many bytes it took, and `None` when the call takes no more.
+        """
+        for number, view in enumerate(pieces, 1):
+            while view:
+                waiter: Future[None] | None = None
+                with self._link.lock:
+                    sent = send(view, number == len(pieces))
+                    if sent is None:
+                        return False
+                    if not sent:
+                        waiter = news.expect()
+                self.flush_soon(news.loop)
+                if waiter is not None:
+                    await waiter
+                else:
+                    view = view[sent:]
+                    await self.drain(news.loop)
+        return True
 
     async def drain(self, loop: AbstractEventLoop) -> None:
         """Wait while more is due than may be."""
