@@ -97,7 +97,8 @@ class Mux:
         self._drain: threading.Thread | None = None
         self._draining = False
         self._spinning = Spinning(below)  # for whoever has the role of reading
-        self._reading = Reading(self._lock, self._read, self._on_time, name)
+        self._reading = Reading(self._lock, self._read, self._on_time, self._on_failure, name)
+        self._reading.start()
 
     def __repr__(self) -> str:
         return f"<Mux with {self.peer}, {len(self._streams)} streams{', over' if self._ended else ''}>"
@@ -343,11 +344,12 @@ class Mux:
         with self._lock:
             if self._draining or self._ended is not None:
                 return
-            self._draining = True
-            if self._drain is not None:
-                self._drain.join()  # it is done, or it would hold `_writing`
-            self._drain = threading.Thread(target=self._drain_control, name=f"{self._name} writer", daemon=True)
-            self._drain.start()
+            done = self._drain
+            drain = threading.Thread(target=self._drain_control, name=f"{self._name} writer", daemon=True)
+            drain.start()
+            self._drain, self._draining = drain, True
+        if done is not None:
+            done.join()  # it sent everything, and leaves what came since to the new one
 
     def _drain_control(self) -> None:
         while True:
@@ -355,24 +357,30 @@ class Mux:
                 with self._lock:
                     frames = self._session.data_to_send()
                     self._draining = bool(frames)
-                    if not frames:
+                if frames:
+                    try:
+                        self._send_below(frames)
+                    except StreamError:
                         return
-                try:
-                    self._send_below(frames)
-                except StreamError:
-                    return
+            if not frames:
+                with self._lock:  # what was queued while `_writing` was still held here was left to this thread
+                    if self._draining or not self._session.has_data_to_send:
+                        return
+                    self._draining = True
 
     def _write(self, stream: MuxStream, data: Buffer) -> int:
         """Send one frame of data, as much as the windows allow. Returns the number of bytes, 0 after having waited."""
-        with self._writing:
-            with self._lock:
-                stream._check_sendable()
-                size = self._session.send(stream.stream_id, data)
-                frames = self._session.data_to_send() if size else []
-            if size:
-                self._send_below(frames)
-        if self._session.has_data_to_send:
-            self._flush()
+        try:
+            with self._writing:
+                with self._lock:
+                    stream._check_sendable()
+                    size = self._session.send(stream.stream_id, data)
+                    frames = self._session.data_to_send() if size else []
+                if size:
+                    self._send_below(frames)
+        finally:  # others left theirs to whoever has `_writing`, also when that is of no avail
+            if self._session.has_data_to_send:
+                self._flush()
         if not size and data:
             with self._lock:
                 self._reading.wait(stream._may_send, stream._waiters)
@@ -394,6 +402,9 @@ class Mux:
                 self._end(StreamReset(f"{self.peer} answers no pings: the yamux session is over"))
             self._flush()
         return max(0.0, self._next_look - now)
+
+    def _on_failure(self, error: BaseException) -> None:
+        self._end(StreamReset(f"the yamux session with {self.peer} failed on this side: {error!r}"))
 
     def _check_keepalive(self, now: float) -> bool:
         """Returns whether the peer has been silent for too long."""

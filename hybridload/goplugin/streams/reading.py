@@ -47,15 +47,23 @@ class Reading:
     :param read: receives once, for at most so many seconds, and hands out what came; called without the lock.
     :param on_time: does what is due by the clock and returns the seconds until something is due again; called without
         the lock, by the watching thread.
+    :param on_failure: ends the connection, because the watching thread failed in a way that nobody foresaw and nothing
+        would be read any more; called without the lock, by the watching thread.
     :param name: of the watching thread.
     """
 
     def __init__(
-        self, lock: threading.Lock, read: Callable[[float], None], on_time: Callable[[], float], name: str
+        self,
+        lock: threading.Lock,
+        read: Callable[[float], None],
+        on_time: Callable[[], float],
+        on_failure: Callable[[BaseException], object],
+        name: str,
     ) -> None:
         self._lock = lock
         self._read = read
         self._on_time = on_time
+        self._on_failure = on_failure
         self._reader: Waiter | None = None
         self._asleep: set[Waiter] = set()
         self._callers: dict[Waiter, None] = {}  # those of them who were impatient when they went to sleep, in order
@@ -65,7 +73,10 @@ class Reading:
         self._watcher = Waiter(impatient_until=0)
         self._passer_by = Waiter(impatient_until=0)  # stands for whoever took the role with `take`
         # Blocks on the connection, and on its gate. `end` and the end of the connection let it go, `join` waits for it.
-        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch; from here on, `read` and `on_time` may be called."""
         self._thread.start()
 
     def wait(self, ready: Callable[[], object], waiters: list[Waiter], deadline: float | None = None) -> bool:
@@ -186,6 +197,13 @@ class Reading:
         if heir is not None:
             self._asleep.discard(heir)
             heir.wake()
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:
+            self._on_failure(error)
+            raise
 
     def _watch(self) -> None:
         me, turns = self._watcher, -1

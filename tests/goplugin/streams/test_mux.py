@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hybridload.goplugin.certificates import Certificate, generate_certificate
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.streams.mux import Mux, MuxConfig, MuxStream
+from hybridload.goplugin.streams.reading import MOMENT
 from hybridload.goplugin.streams.sockets import SocketStream, connect, listen_unix, socket_pair
 from hybridload.goplugin.streams.tls import TLSStream, client_context, server_context
 from hybridload.goplugin.streams.yamux import INITIAL_WINDOW
@@ -433,6 +434,103 @@ def test_pings_are_answered_while_nobody_waits(ends: Ends) -> None:
     assert ends[0].ping(timeout=5) < 5
     stream_pair(ends)
     assert ends[1].ping(timeout=5) < 5
+
+
+# Races that a busy machine brings about
+
+
+def test_a_session_whose_threads_start_slowly_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watching thread reads by itself after a moment, which may be before whoever made it goes on."""
+    near, far = socket_pair()
+    with closing(Mux(near, client=True)) as client:
+        opened = [client.open() for _ in range(3)]
+        start = threading.Thread.start
+
+        def start_slowly(thread: threading.Thread) -> None:
+            start(thread)
+            time.sleep(5 * MOMENT)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start_slowly)
+            server = Mux(far, client=False)
+        with closing(server):
+            assert [server.accept(timeout=5).stream_id for _ in opened] == [each.stream_id for each in opened]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_in_the_watching_thread_ends_the_session(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = socket_pair()
+    with closing(Mux(near, client=True)) as client, closing(far):
+        accepting = pool.submit(client.accept)
+        time.sleep(5 * MOMENT)  # now nobody reads but the watching thread
+        monkeypatch.setattr(client._session, "receive_data", lambda data: 1 / 0)
+        far.send(bytes(12))
+        with pytest.raises(StreamReset, match=r"failed on this side: ZeroDivisionError"):
+            accepting.result(5)
+
+
+class Hooked:
+    """A lock with something to be done when it has just been taken, and just before it is released."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.taken: Callable[[], None] = lambda: None
+        self.releasing: Callable[[], None] = lambda: None
+
+    def acquire(self, blocking: bool = True) -> bool:
+        got = self._lock.acquire(blocking)
+        if got:
+            self.taken()
+        return got
+
+    def release(self) -> None:
+        self.releasing()
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_what_is_queued_just_when_the_writing_thread_is_done_is_sent(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = socket_pair()
+    monkeypatch.setattr(SocketStream, "writable", lambda stream: stream is not near)
+    with closing(Mux(near, client=True)) as client, closing(Mux(far, client=False)) as server:
+        client._writing = writing = Hooked()  # type: ignore[assignment]
+
+        def open_one_more() -> None:
+            if client._drain is threading.current_thread() and not client._draining:
+                writing.releasing = lambda: None
+                pool.submit(client.open).result(5)
+
+        writing.releasing = open_one_more
+        client.open()
+        # The answer to an accepted stream would send what is queued as well.
+        eventually(lambda: len(server._offered) == 2, "both streams have come")
+
+
+def test_a_close_just_when_a_sender_begins_is_told_to_the_peer(ends: Ends, pool: ThreadPoolExecutor) -> None:
+    ours, theirs = stream_pair(ends)
+    ours.wait_accepted(5)
+    ends[0]._writing = writing = Hooked()  # type: ignore[assignment]
+
+    def close() -> None:
+        writing.taken = lambda: None
+        pool.submit(ours.close).result(5)
+
+    writing.taken = close
+    with pytest.raises(StreamClosed):
+        ours.send(b"too late")
+    assert theirs.receive(timeout=5) == b""
 
 
 def test_keepalive_notices_a_peer_that_is_stuck() -> None:
