@@ -179,7 +179,8 @@ class Channel:
             except (PoolClosed, StreamError, TimeoutError) as error:
                 raise _not_connected(call, error) from error
             try:
-                link.run(call, block, message)
+                alone, pool.latest = link is pool.latest, link
+                link.run(call, block, message, alone)
             except ConnectionClosed:
                 continue
             except BaseException:

@@ -116,13 +116,14 @@ class ClientLink(Link):
 
     # Calls
 
-    def run(self, call: Call, block: bytes, message: bytes) -> None:
+    def run(self, call: Call, block: bytes, message: bytes, alone: bool) -> None:
         """Make a unary call: returns when it is over.
 
         What `begin` and `wait_for_end` do, in fewer steps, for what is by far the most frequent: a small request on a
         connection that nobody else uses, answered in one piece. Every thread that runs Python code in between makes
         the peer's processor fall asleep, which costs more than the code does.
 
+        :param alone: whether no other call was made meanwhile, as far as is known.
         :raises ConnectionClosed: the connection takes no more calls; nothing was sent.
         """
         connection = self.connection
@@ -145,7 +146,7 @@ class ClientLink(Link):
                             self._shake_hands(call)
                         self.stream.send(due)
                 if stream_id:
-                    self.wait_for_end(call, reading=True)
+                    self.wait_for_end(call, reading=True, alone=alone)
                     return
             except StreamError as error:
                 # So little is taken by the stream as a whole or not at all: nobody can have acted on it.
@@ -346,10 +347,11 @@ class ClientLink(Link):
 
     # Reading
 
-    def wait_for_end(self, call: Call, reading: bool = False) -> None:
+    def wait_for_end(self, call: Call, reading: bool = False, alone: bool = False) -> None:
         """Wait, reading if nobody else does, until the call is over. For callers that nobody can cancel.
 
         :param reading: whether this thread has the role already.
+        :param alone: as for `run`.
         """
         lock = self.lock
         if not reading:
@@ -360,7 +362,7 @@ class ClientLink(Link):
                 try:
                     if reading:
                         reading = False
-                        self._read_in_role(remaining, call)
+                        self._read_in_role(remaining, call, alone)
                     else:
                         self._read(remaining, call)
                 except TimeoutError:
@@ -403,16 +405,16 @@ class ClientLink(Link):
         """
         self._reading = True
         self.lock.release()
-        self._read_in_role(timeout, only)
+        self._read_in_role(timeout, only, False)
 
-    def _read_in_role(self, timeout: float | None, only: Call | None) -> None:
+    def _read_in_role(self, timeout: float | None, only: Call | None, soon: bool) -> None:
         """As `_read`, for who has the role and not the lock. Ends without the role and with the lock."""
         failure = ""
         data = b""
         try:
             if self.connection.due:
                 self._send_owed()  # what is due goes out before this thread is lost to reading
-            data = self.receive(timeout)
+            data = self.receive(timeout, soon)
         except StreamError as error:
             failure = str(error)
         except TimeoutError:

@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from hybridload.goplugin.streams.base import Stream
+from hybridload.goplugin.streams.spinning import Spinning
 
 from .connection import Connection
 from .messages import PREFIX
@@ -48,7 +49,7 @@ def views_of(message: bytes, compressed: int) -> list[memoryview]:
 class Link:
     """One stream with its connection. Owns the stream."""
 
-    __slots__ = ("_chunk", "_sending", "connection", "lock", "loop_writer", "stream")
+    __slots__ = ("_chunk", "_sending", "_spinning", "connection", "lock", "loop_writer", "stream")
 
     def __init__(self, stream: Stream, connection: Connection) -> None:
         self.stream = stream
@@ -57,6 +58,7 @@ class Link:
         self.loop_writer: LoopWriter | None = None
         """Writes for event loops; made when the first of them needs it."""
         self._sending = threading.Lock()
+        self._spinning = Spinning(stream)
         self._chunk = _CHUNK
 
     def queue(self, stream_id: int, rest: list[memoryview], ends: bool) -> None:
@@ -116,14 +118,15 @@ class Link:
                 self._sending.release()
         return True
 
-    def receive(self, timeout: float | None = None) -> bytes:
+    def receive(self, timeout: float | None = None, soon: bool = False) -> bytes:
         """What comes next; ``b""`` at the end of the stream. Larger pieces while the peer has much to say.
 
+        :param soon: whether it may come at once, and no other thread is busy here: see `spinning`.
         :raises TimeoutError: nothing came in time.
         :raises StreamError: the stream is broken or closed.
         """
         chunk = self._chunk
-        data = self.stream.receive(chunk, timeout)
+        data = (self._spinning if soon else self.stream).receive(chunk, timeout)
         if len(data) == chunk:
             self._chunk = min(chunk * 2, _LARGEST_CHUNK)
         elif chunk != _CHUNK and len(data) * 8 < chunk:

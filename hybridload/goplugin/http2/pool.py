@@ -76,6 +76,8 @@ class Pool:
         self._dialling = 0
         self._turns: deque[_Turn] = deque()
         self._closed = False
+        self.latest: ClientLink | None = None
+        """What the latest unary call went on. A caller that finds its own there again is probably alone."""
 
     def take(self) -> ClientLink:
         """A connection for one unary call. Give it back.

@@ -126,11 +126,14 @@ class ServerLink(Link):
         """Read and answer until the connection ends or the role passes to another thread."""
         try:
             self._send_owed()
+            server = self._server
             while True:
+                alone = False
                 while self._ready:
                     if not self._run(self._ready.popleft(), term):
                         return
-                if not self._read():
+                    alone, server.latest = server.latest is self, self
+                if not self._read(alone):
                     break
         except WorkersClosed:
             logger.debug("%s is not read any more: the server has stopped", self.stream.peer)
@@ -265,12 +268,15 @@ class ServerLink(Link):
         except StreamError:
             return
 
-    def _read(self) -> bool:
-        """Read once. False at the end of the connection."""
+    def _read(self, soon: bool) -> bool:
+        """Read once. False at the end of the connection.
+
+        :param soon: whether the next request may be on its way, because one was answered just now.
+        """
         try:
             if self.connection.due:
                 self.flush_or_delegate()
-            data = self.receive()
+            data = self.receive(None, soon)
         except StreamError as error:
             logger.debug("%s: %s", self.stream.peer, error)
             return False

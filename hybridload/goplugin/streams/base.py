@@ -18,7 +18,7 @@ is the builtin `TimeoutError`. Whoever knows which plugin the stream belongs to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from hybridload.errors import PluginError
@@ -99,6 +99,12 @@ class Stream(Protocol):
         """Whether `receive` would return or raise at once: bytes, the end of the stream or an error are waiting.
 
         Never blocks. On an idle connection, where nothing is expected, this is how to notice that it is dead.
+        """
+
+    def looker(self) -> Callable[[], bool]:
+        """A `readable` that costs next to nothing, for one thread that asks it again and again (see `spinning`).
+
+        It may say yes where `receive` has to wait after all, e.g. for the rest of a TLS record.
         """
 
     def writable(self) -> bool:

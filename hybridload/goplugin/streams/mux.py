@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset, again
@@ -558,6 +558,9 @@ class MuxStream:
                 if not more or not mux._reading.try_read():
                     return self._has_news()
             return True
+
+    def looker(self) -> Callable[[], bool]:
+        return self.readable
 
     def writable(self) -> bool:
         if self._sending.locked() or self._mux._writing.locked():

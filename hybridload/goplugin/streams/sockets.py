@@ -176,6 +176,14 @@ class SocketStream:
     def readable(self) -> bool:
         return self._closed or self._ready(writing=False)
 
+    def looker(self) -> Callable[[], bool]:
+        try:
+            look = _Readiness(self._socket).look
+        except (OSError, ValueError):
+            return self.readable
+        # A closed socket's number may be another file's by now: `receive` says what it is.
+        return lambda: self._closed or look()
+
     def writable(self) -> bool:
         return not self._closed and not self._sending.locked() and self._ready(writing=True)
 
@@ -249,6 +257,10 @@ class _Readiness:
             self._poll = select.poll()
             for each in sockets:
                 self._poll.register(each, select.POLLOUT if writing else select.POLLIN)
+
+    def look(self) -> bool:
+        """As `wait` with a time-out of 0."""
+        return bool(self._poll.poll(0)) if _CAN_POLL else self.wait(0)
 
     def wait(self, timeout: float | None) -> bool:
         """:param timeout: in seconds; rounded up to milliseconds. `None` waits for ever."""

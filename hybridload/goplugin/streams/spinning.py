@@ -31,6 +31,7 @@ class Spinning:
     def __init__(self, stream: Stream, clock: Callable[[], float] = time.perf_counter) -> None:
         self._stream = stream
         self._clock = clock
+        self._looker: Callable[[], bool] | None = None
         self._trust = _MOST_TRUST
         self._slept = 0
 
@@ -40,24 +41,27 @@ class Spinning:
             self._slept = (self._slept + 1) % TRY
             if self._slept:
                 return self._stream.receive(max_bytes, timeout)
-        began = self._clock()
-        data = self._look(max_bytes, began)
-        if data is not None and self._clock() - began < LOOK:
-            self._trust = min(self._trust + 1, _MOST_TRUST)
-            return data
-        self._trust = max(self._trust - 2, 0)
-        return self._stream.receive(max_bytes, timeout) if data is None else data
+        if self._look():
+            if self._trust < _MOST_TRUST:
+                self._trust += 1
+        else:
+            self._trust = max(self._trust - 2, 0)
+        return self._stream.receive(max_bytes, timeout)
 
     def receive_rest(self, max_bytes: int, timeout: float | None) -> bytes:
         """As `Stream.receive`, for what the other side is sending already: it says nothing of how long answers take."""
-        data = self._look(max_bytes, self._clock()) if self._trust >= _ENOUGH_TRUST else None
-        return self._stream.receive(max_bytes, timeout) if data is None else data
+        if self._trust >= _ENOUGH_TRUST:
+            self._look()
+        return self._stream.receive(max_bytes, timeout)
 
-    def _look(self, max_bytes: int, began: float) -> bytes | None:
-        until = began + LOOK
-        while True:
-            try:
-                return self._stream.receive(max_bytes, 0)
-            except TimeoutError:
-                if self._clock() >= until:
-                    return None
+    def _look(self) -> bool:
+        """Whether something came in time."""
+        look = self._looker
+        if look is None:
+            look = self._looker = self._stream.looker()
+        clock = self._clock
+        until = clock() + LOOK
+        while not look():
+            if clock() >= until:
+                return False
+        return clock() < until

@@ -20,7 +20,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hybridload.goplugin.certificates import Certificate
 from hybridload.goplugin.streams.base import (
@@ -403,6 +403,10 @@ class TLSStream:
             return True
         finally:
             self._receiving.release()
+
+    def looker(self) -> Callable[[], bool]:
+        look = self._below.looker()
+        return lambda: not self._drained or look()
 
     def writable(self) -> bool:
         return self._shaken and not self._closed and not self._sending.locked() and self._below.writable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import gc
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -25,6 +26,7 @@ from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.status import RpcError, Status, StatusCode, rpc_error
 from hybridload.goplugin.streams.base import StreamError
 from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
+from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.tls import TLSStream, client_context
 
 OK_RESPONSE = encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
@@ -648,3 +650,29 @@ def test_who_shares_a_connection_in_its_handshake_has_a_deadline_of_its_own() ->
         channel.close()
         patient.join()
     far.close()
+
+
+def thread_kind() -> str:
+    return threading.current_thread().name.rstrip("-_0123456789")
+
+
+class Looks(Spinning):
+    """Counts whose receives look before they sleep."""
+
+    by: ClassVar[collections.Counter[str]] = collections.Counter()
+
+    def receive(self, max_bytes: int, timeout: float | None) -> bytes:
+        self.by[thread_kind()] += 1
+        return super().receive(max_bytes, timeout)
+
+
+def test_a_lone_caller_and_its_server_look_for_what_comes_soon(dial: Dialler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridload.goplugin.http2.link.Spinning", Looks)
+    with Channel(dial) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        echo(b"")
+        Looks.by.clear()
+        for _ in range(20):
+            echo(b"again")
+        assert Looks.by[thread_kind()] == 20
+        assert Looks.by["hybridload-http2-serve"] >= 19  # one may have left the role to another

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, NamedTuple
 
 import pytest
@@ -37,6 +38,14 @@ class Ends(NamedTuple):
 
 _HOST, _PLUGIN = generate_certificate("P-256"), generate_certificate("P-256")
 _CLIENTS, _SERVERS = client_context(_HOST, _PLUGIN.der), server_context(_PLUGIN, _HOST.der)
+
+
+@contextmanager
+def plain() -> Iterator[Ends]:
+    ours, theirs = socket_pair()
+    yield Ends((ours, theirs), ours.close)
+    ours.close()
+    theirs.close()
 
 
 @contextmanager
@@ -122,3 +131,28 @@ def test_data_is_whole_or_the_end_has_a_name(
         if all(script.ending == "half close" for script in both):
             assert error is None
             assert received == sum(peer.sizes)
+
+
+@pytest.mark.parametrize("connected", [plain, tls, yamux, tls_over_yamux], ids=lambda make: make.__name__)
+def test_a_look_misses_nothing(connected: Callable[[], AbstractContextManager[Ends]], pool: ThreadPoolExecutor) -> None:
+    with connected() as ends:
+        ours, theirs = ends.streams
+        sending = pool.submit(theirs.send, b"hello")  # which does the handshake too, where there is one
+        assert ours.receive(100, PATIENCE) == b"hello"
+        sending.result(PATIENCE)
+        look = ours.looker()
+        assert not look()
+        for last, said in ((False, b"word"), (True, b"last words")):
+            theirs.send(said)
+            if last:
+                theirs.close_write()
+            until = time.monotonic() + PATIENCE
+            while not look():
+                assert time.monotonic() < until
+            assert ours.receive(2, 0) == said[:2]
+            assert look(), "there is more, though nothing more came"
+            assert ours.receive(100, PATIENCE) == said[2:]
+        assert ours.receive(100, PATIENCE) == b""
+        assert look()
+        ours.close()
+        assert look()

@@ -607,6 +607,9 @@ class Watched:
     def readable(self) -> bool:
         return self.below.readable()
 
+    def looker(self) -> Callable[[], bool]:
+        return self.below.looker()
+
     def writable(self) -> bool:
         return self.below.writable()
 

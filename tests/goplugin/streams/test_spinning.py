@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from hybridload.goplugin.streams.spinning import LOOK, TRY, Spinning
@@ -34,20 +36,23 @@ class Peer:
         assert self.looks <= LOOK / 2e-6 + 1
         return "looked" if not self.sleeps else "both" if self.looks else "slept"
 
+    def looker(self) -> Callable[[], bool]:
+        return self._look
+
+    def _look(self) -> bool:
+        self.looks += 1
+        self.now += 2e-6
+        if self.needs_the_processor:
+            self._comes_at += 2e-6
+        if self.takes_the_processor:
+            self.now += LOOK
+        return self.now >= self._comes_at
+
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
-        if timeout == 0:
-            self.looks += 1
-            self.now += 2e-6
-            if self.needs_the_processor:
-                self._comes_at += 2e-6
-            if self.takes_the_processor:
-                self.now += LOOK
-            if self.now < self._comes_at:
-                raise TimeoutError
-        else:
-            assert timeout == 3.0
+        assert timeout == 3.0
+        if self.now < self._comes_at:
             self.sleeps += 1
-            self.now = max(self.now, self._comes_at) + WAKING
+            self.now = self._comes_at + WAKING
         return b"answer"
 
 
