@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from hybridload.goplugin.event_loop import call_soon, settle_soon
@@ -161,8 +161,12 @@ class LoopMethod:
     def stream(self, request: Request, timeout: float | None = None) -> LoopResponses:
         """Call, with the first response that is asked for; they come one by one."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        call = StreamCall(self._method, None, deadline, self._channel.max_receive, False)
-        return LoopResponses(call, self._begin(call, request))
+
+        def begin() -> tuple[StreamCall, Coroutine[Any, Any, LoopCall]]:
+            call = StreamCall(self._method, None, deadline, self._channel.max_receive, False)
+            return call, self._begin(call, request)
+
+        return LoopResponses(begin, _ATTEMPTS if isinstance(request, bytes) else 1)
 
     async def _begin(self, call: Call, request: Request) -> LoopCall:
         """
@@ -364,11 +368,18 @@ class LoopCall(LoopNews):
 
 
 class LoopResponses:
-    """The responses of a call, for `async for`. When a task that awaits one is cancelled, so is the call."""
+    """The responses of a call, for `async for`. When a task that awaits one is cancelled, so is the call.
 
-    def __init__(self, call: StreamCall, beginning: Coroutine[Any, Any, LoopCall]) -> None:
-        self._call = call
-        self._beginning: Coroutine[Any, Any, LoopCall] | None = beginning
+    :param begin: a new call, and what sends it.
+    :param attempts: how often the call is begun, while the server is known not to have looked at it.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[StreamCall, Coroutine[Any, Any, LoopCall]]], attempts: int) -> None:
+        self._begin = begin
+        self._attempts = attempts
+        self._call: StreamCall
+        self._beginning: Coroutine[Any, Any, LoopCall] | None
+        self._call, self._beginning = begin()
         self._loop_call: LoopCall | None = None
         self._cancelled = False
         self._taken = 0
@@ -382,36 +393,41 @@ class LoopResponses:
         :raises StopAsyncIteration: there are no more, and the status is OK.
         :raises RpcError: the call ended otherwise.
         """
-        call = self._call
-        if self._loop_call is None:
-            if self._cancelled or self._beginning is None:
-                raise StopAsyncIteration
-            beginning, self._beginning = self._beginning, None
-            self._loop_call = await beginning
-            if self._cancelled:
-                self._loop_call.abandon()
-        loop_call, link = self._loop_call, call.link
         self._taken += 1
         if self._taken % _BREATH == 0:
             await asyncio.sleep(0)
-        message, status = b"", None
         while True:
-            with link.lock:
+            if self._loop_call is None:
+                if self._cancelled or self._beginning is None:
+                    raise StopAsyncIteration
+                beginning, self._beginning = self._beginning, None
+                self._loop_call = await beginning
+                if self._cancelled:
+                    self._loop_call.abandon()
+            message = await self._next(self._call, self._loop_call)
+            if message is not None:
+                self._loop_call.consumed()
+                return message
+            self._loop_call.leave()
+            assert self._call.status is not None
+            if self._call.status.code is StatusCode.OK:
+                raise StopAsyncIteration
+            self._attempts -= 1
+            if not self._call.unprocessed or self._taken > 1 or self._cancelled or not self._attempts:
+                raise self._call.error()
+            self._call, self._beginning = self._begin()
+            self._loop_call = None
+
+    async def _next(self, call: StreamCall, loop_call: LoopCall) -> bytes | None:
+        """The next response; `None` when the call is over."""
+        while True:
+            with call.link.lock:
                 if call.messages:
-                    message = call.take_message()
-                    break
+                    return call.take_message()
                 if call.status is not None:
-                    status = call.status
-                    break
+                    return None
                 waiter = loop_call.expect()
             await loop_call.awaited(waiter)
-        if status is not None:
-            loop_call.leave()
-            if status.code is StatusCode.OK:
-                raise StopAsyncIteration
-            raise call.error()
-        loop_call.consumed()
-        return message
 
     def cancel(self) -> None:
         """End the call. Safe to call twice, and from any thread."""

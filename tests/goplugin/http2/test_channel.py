@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import copy
@@ -355,7 +356,25 @@ def test_a_server_that_misbehaves_gives_a_status(script: Any, code: str, words: 
     assert words in caught.value.details()
 
 
-def test_a_call_that_was_refused_is_made_again() -> None:
+def call_and_wait(channel: Channel) -> bytes:
+    answer: bytes = channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+    return answer
+
+
+def await_answer(channel: Channel) -> bytes:
+    return asyncio.run(channel.on_loops("/t.T/Echo").answer(b"x", timeout=5))
+
+
+def await_responses(channel: Channel) -> bytes:
+    async def received() -> list[bytes]:
+        return [each async for each in channel.on_loops("/t.T/Echo").stream(b"x", timeout=5)]
+
+    return b"".join(asyncio.run(received()))
+
+
+@pytest.mark.parametrize("call", [call_and_wait, await_answer, await_responses])
+def test_a_call_that_was_refused_is_made_again(call: Callable[[Channel], bytes]) -> None:
+    """As is every one beyond a limit that the client has not heard of yet."""
     refused: list[int] = []
 
     def script(connection: Connection, stream_id: int) -> None:
@@ -369,7 +388,7 @@ def test_a_call_that_was_refused_is_made_again() -> None:
 
     channel, threads = answering(script)
     with channel:
-        assert channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b""
+        assert call(channel) == b""
     for thread in threads:
         thread.join()
 

@@ -42,7 +42,7 @@ def test_calls_beyond_what_the_server_allows_wait_for_room(crowded: Channel) -> 
         await asyncio.sleep(0)
         ours = ("hybridload-http2-call", "hybridload-http2-read")  # the server has threads here, too
         new = [each.name for each in threading.enumerate() if each not in before and each.name.startswith(ours)]
-        assert len(new) <= 2  # not one for each call
+        assert len(new) <= 3  # one opens the connection, one reads, one writes; not one for each call
         assert await asyncio.gather(*calls) == [b"%d" % number for number in range(100)]
         assert await asyncio.gather(*streams) == [5] * 20
 
