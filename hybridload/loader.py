@@ -15,7 +15,6 @@ import functools
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -24,6 +23,7 @@ from hybridload.config import Settings, isolation_chain, load_settings
 from hybridload.contract import Contract, Kind, is_idempotent
 from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginError, PluginNotFound
 from hybridload.events import PluginEvent
+from hybridload.forks import after_fork
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.handshake import Handshake
 from hybridload.plugin import Host, LoadedPlugin, PluginStatus
@@ -86,7 +86,7 @@ class Loader:
         if self._settings.host.watch and self._settings.path is not None:
             self._config_file = WatchedFile(self._settings.path)
             self._look_later()
-        _of_this_process.add(self)
+        after_fork(self, Loader._forked)
 
     @property
     def sources(self) -> Sources:
@@ -455,17 +455,6 @@ def _close_all(plugins: Sequence[LoadedPlugin]) -> list[Exception]:
         with ThreadPoolExecutor(min(_SIDE_BY_SIDE, len(plugins)), "hybridload close") as pool:
             ended = list(pool.map(close, plugins))
     return [error for error in ended if error is not None]
-
-
-def _forked() -> None:
-    for loader in list(_of_this_process):
-        loader._forked()
-
-
-# Fork hooks belong to the process and can never be taken back, so there is one, and it has to find every loader.
-_of_this_process: weakref.WeakSet[Loader] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 def _check_idempotent(plugins: VersionedPlugins) -> None:

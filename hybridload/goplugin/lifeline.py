@@ -17,8 +17,9 @@ import itertools
 import os
 import sys
 import threading
-import weakref
 from typing import TYPE_CHECKING
+
+from hybridload.forks import after_fork
 
 if TYPE_CHECKING:
     import subprocess
@@ -75,7 +76,7 @@ class Lifeline:
         self._groups: set[int] = set()
         self._folders: dict[int, str] = {}
         self._numbers = itertools.count()
-        _of_this_process.add(self)
+        after_fork(self, Lifeline._let_go_in_child)
 
     def open(self) -> None:
         """Start the watcher. Done before a process starts, it leaves no time in which nobody guards it.
@@ -182,17 +183,6 @@ class Lifeline:
             watcher.returncode = 0  # not a child of this process: nothing to wait for
             if watcher.stdin is not None:
                 watcher.stdin.close()
-
-
-def _let_go_in_child() -> None:
-    for lifeline in list(_of_this_process):
-        lifeline._let_go_in_child()
-
-
-# Fork hooks belong to the process and can never be taken back, so there is one, and it has to find every lifeline.
-_of_this_process: weakref.WeakSet[Lifeline] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 # What it reads from is a copy of the plugin's pipes on its own 1 and 2, because a shell can redirect no higher number.

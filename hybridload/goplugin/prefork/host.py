@@ -18,13 +18,13 @@ import select
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from hybridload import platforms
 from hybridload.errors import ProcessError, StartTimeout
+from hybridload.forks import after_fork
 
 if TYPE_CHECKING:
     import socket
@@ -53,7 +53,7 @@ class ForkServer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._server: _Server | None = None
-        _of_this_process.add(self)
+        after_fork(self, ForkServer._let_go_in_child)
 
     @property
     def pid(self) -> int | None:
@@ -366,14 +366,3 @@ def _is_inherited(descriptor: int) -> bool:
         return os.get_inheritable(descriptor)
     except OSError:
         return False
-
-
-def _let_go_in_child() -> None:
-    for server in list(_of_this_process):
-        server._let_go_in_child()
-
-
-# Fork hooks belong to the process and can never be taken back, so there is one, and it has to find every fork server.
-_of_this_process: weakref.WeakSet[ForkServer] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
