@@ -326,6 +326,10 @@ class NetRPCClient:
                 failure = error
             except GobCorrupt as error:
                 failure = StreamReset(f"{self._stream.peer}: {error}")
+            except BaseException as error:
+                # Ctrl-C: some bytes may be lost, and with them the thread of what follows.
+                self._end(StreamReset(f"reading {self._stream.peer} was broken off on this side: {error!r}"))
+                raise
         finally:
             self._lock.acquire()
         for reply in replies:

@@ -18,8 +18,8 @@ import pytest
 from hybridload.errors import RemoteError
 from hybridload.goplugin.netrpc.client import NetRPCClient, PendingCall
 from hybridload.goplugin.netrpc.gob import ANYTHING, String
-from hybridload.goplugin.netrpc.rpc import Call, Received, RpcServer
-from hybridload.goplugin.streams.base import StreamClosed, StreamError
+from hybridload.goplugin.netrpc.rpc import Call, Received, Reply, RpcServer
+from hybridload.goplugin.streams.base import StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.streams.mux import Mux, MuxStream
 from hybridload.goplugin.streams.sockets import SocketStream, socket_pair
 from hybridload.goplugin.streams.yamux import DataReceived, PongReceived, Session, StreamOpened
@@ -204,6 +204,37 @@ def test_all_who_wait_learn_of_the_end(ends: tuple[NetRPCClient, Peer], pool: Th
         ended[0].outcome()
     with pytest.raises(StreamClosed):
         say(client, "too late")
+
+
+def failing(data: bytes) -> list[Reply]:
+    raise ZeroDivisionError
+
+
+def test_a_caller_that_is_interrupted_while_it_reads_ends_the_connection(
+    ends: tuple[NetRPCClient, Peer], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, peer = ends
+    monkeypatch.setattr(client._rpc, "receive", failing)
+    callers = [pool.submit(say, client, "x") for _ in range(3)]
+    peer.answer(*(peer.next_call() for _ in callers))
+    failures = [caller.exception(10) for caller in callers]
+    assert sorted(type(failure).__name__ for failure in failures) == ["StreamReset", "StreamReset", "ZeroDivisionError"]
+    with pytest.raises(StreamReset, match="ZeroDivisionError"):
+        say(client, "too late")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_while_calls_are_followed_ends_the_connection(
+    ends: tuple[NetRPCClient, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, peer = ends
+    monkeypatch.setattr(client._rpc, "receive", failing)
+    ended = threading.Event()
+    call = client.begin("Echo.Say", "followed", TEXT, TEXT, lambda _: ended.set())
+    peer.answer(peer.next_call())
+    assert ended.wait(10)
+    with pytest.raises(StreamReset, match="ZeroDivisionError"):
+        call.outcome()
 
 
 class RawPeer:
