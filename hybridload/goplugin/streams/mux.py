@@ -256,6 +256,9 @@ class Mux:
             except OSError as error:
                 self._end(self._broken(error))
                 return None
+            except BaseException as error:  # Ctrl-C: some bytes may be lost, and with them the thread of what follows
+                self._on_failure(error)
+                raise
         finally:
             self._lock.acquire()
             self._reading.give_back()

@@ -47,8 +47,8 @@ class Reading:
     :param read: receives once, for at most so many seconds, and hands out what came; called without the lock.
     :param on_time: does what is due by the clock and returns the seconds until something is due again; called without
         the lock, by the watching thread.
-    :param on_failure: ends the connection, because the watching thread failed in a way that nobody foresaw and nothing
-        would be read any more; called without the lock, by the watching thread.
+    :param on_failure: ends the connection, because `read` was interrupted and some bytes may be lost, or the watching
+        thread failed in a way that nobody foresaw and nothing would be read any more; called without the lock.
     :param name: of the watching thread.
     """
 
@@ -163,6 +163,9 @@ class Reading:
         self._lock.release()
         try:
             self._read(timeout)
+        except BaseException as error:
+            self._on_failure(error)
+            raise
         finally:
             self._lock.acquire()
             self._turns += 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from hybridload.goplugin.certificates import Certificate, generate_certificate
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.streams.mux import Mux, MuxConfig, MuxStream
-from hybridload.goplugin.streams.reading import MOMENT
+from hybridload.goplugin.streams.reading import MOMENT, Reading
 from hybridload.goplugin.streams.sockets import SocketStream, connect, listen_unix, socket_pair
 from hybridload.goplugin.streams.tls import TLSStream, client_context, server_context
 from hybridload.goplugin.streams.yamux import INITIAL_WINDOW
@@ -469,6 +470,24 @@ def test_a_mistake_in_the_watching_thread_ends_the_session(
         far.send(bytes(12))
         with pytest.raises(StreamReset, match=r"failed on this side: ZeroDivisionError"):
             accepting.result(5)
+
+
+@pytest.mark.parametrize("at_most", [65536, 100], ids=["for itself", "for all"])
+def test_whoever_is_interrupted_while_it_reads_ends_the_session(monkeypatch: pytest.MonkeyPatch, at_most: int) -> None:
+    """It may have taken bytes that nobody will see."""
+    near, far = socket_pair()
+    with monkeypatch.context() as patched:
+        patched.setattr(Reading, "start", lambda reading: None)  # so that nobody else reads
+        client = Mux(near, client=True)
+    with closing(far), closing(client):
+        stream = client.open()
+        with monkeypatch.context() as patched:
+            patched.setattr(SocketStream, "receive", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                stream.receive(at_most, timeout=5)
+        with pytest.raises(StreamReset, match="KeyboardInterrupt"):
+            client.accept()
+        client._reading.start()
 
 
 class Hooked:
