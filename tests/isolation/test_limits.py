@@ -19,7 +19,7 @@ from hybridload.config import load_settings
 from hybridload.errors import ConfigError, NoUsableIsolation, PluginCrashed, PluginNotFound
 from hybridload.goplugin.process import describe_exit
 from hybridload.limits import Limits
-from tests.isolation.conftest import PATIENCE, in_thread
+from tests.isolation.conftest import GROUP, PATIENCE, in_thread
 
 SDK = """
 from typing import Protocol
@@ -185,6 +185,49 @@ def test_one_that_allocates_without_end_gets_a_memory_error(greedy: Greedy) -> N
     with pytest.raises((MemoryError, PluginCrashed)):
         plugin.allocate()
     assert modest.double(4) == 8
+
+
+GO_SDK = """
+from typing import Protocol
+from hybridload import Contract, Handshake
+
+class Work(Protocol):
+    def echo(self, data: bytes) -> bytes: ...
+
+PLUGINS = {"torture": Contract(Work, service="torture.Torture")}
+HANDSHAKE = Handshake("BASIC_PLUGIN", "hello")
+"""
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["", "of a verified program"])
+def test_the_limits_of_a_go_program_hold(
+    write_module: Any, go_build: Callable[[str], Path], tmp_path: Path, checked: bool
+) -> None:
+    write_module("go_limits_sdk", GO_SDK)
+    program = go_build("tests/go/greeter")
+    digest = f'sha256 = "{hashlib.sha256(program.read_bytes()).hexdigest()}"' if checked else ""
+    config = tmp_path / "plugins.toml"
+
+    def loader(memory: str) -> Loader:
+        config.write_text(f"""
+            [host]
+            plugins = "go_limits_sdk:PLUGINS"
+            handshake = "go_limits_sdk:HANDSHAKE"
+            [plugins.gopher]
+            command = "{program}"
+            limits = {{ memory = "{memory}", cpu_seconds = 100, open_files = 100 }}
+            {digest}
+            """)
+        return Loader(config=config, group=GROUP)
+
+    with loader("150MB") as enough:
+        assert enough.load("gopher").echo(b"x" * 1_000_000) == b"x" * 1_000_000
+        process = psutil.Process(enough.status("gopher").pid)
+        assert process.rlimit(psutil.RLIMIT_DATA) == (150_000_000, 150_000_000)
+        assert process.rlimit(psutil.RLIMIT_CPU) == (100, 101)
+        assert process.rlimit(psutil.RLIMIT_NOFILE) == (100, 100)
+    with loader("1MB") as too_little, pytest.raises(NoUsableIsolation, match="limits hold for its start as well"):
+        too_little.load("gopher")
 
 
 def test_one_that_opens_files_without_end_gets_an_error(greedy: Greedy) -> None:
