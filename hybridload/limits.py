@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from typing import Any
 
-from hybridload.frozen import frozen
+from hybridload.frozen import frozen, names, replace
 
 _UNITS = {
     **{"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
@@ -42,11 +41,11 @@ class Limits:
     processes: int | None = None
 
     def __bool__(self) -> bool:
-        return any(getattr(self, each.name) is not None for each in fields(self))
+        return any(getattr(self, name) is not None for name in names(self))
 
     def over(self, other: Limits) -> Limits:
         """These, and those of `other` that these leave open."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {name: getattr(self, name) for name in names(self)}
         return replace(other, **{name: value for name, value in given.items() if value is not None})
 
 

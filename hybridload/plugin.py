@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hybridload.config import Chain, Isolation, PluginSettings
@@ -36,7 +35,7 @@ from hybridload.errors import (
     PluginError,
 )
 from hybridload.events import Events, PluginEvent
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen, names, replace
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.prefork.host import ForkServer
 from hybridload.handle import Methods, handle_class, new_handle, rebind, stand_in
@@ -77,7 +76,7 @@ _START_TIMEOUT = 60.0
 
 _LIVE = frozenset(
     {
-        *(each.name for each in fields(Policy)),
+        *names(Policy),
         *("isolation", "isolation_from", "max_concurrency", "when_busy", "after_fork", "watch", "enabled"),
         *("fallback_on_checksum", "start_timeout", "strict", "prefork"),
     }
@@ -141,7 +140,6 @@ class Host:
     events: Events = field(default_factory=Events)
 
 
-@dataclass(slots=True, eq=False)
 class _Place:
     """Where a plugin runs, and the gate that its calls pass.
 
@@ -150,14 +148,17 @@ class _Place:
     :param doubted: a call there failed as it would if that were so.
     """
 
-    isolation: Isolation
-    running: Running
-    files: list[WatchedFile] = field(default_factory=list)
-    attempts: tuple[Attempt, ...] = ()
-    gate: Gate = field(default_factory=Gate)
-    methods: dict[str, Methods] = field(default_factory=dict)
-    lost: bool = False
-    doubted: bool = False
+    __slots__ = ("attempts", "doubted", "files", "gate", "isolation", "lost", "methods", "running")
+
+    def __init__(self, isolation: Isolation, running: Running, files: list[WatchedFile]) -> None:
+        self.isolation = isolation
+        self.running = running
+        self.files = files
+        self.attempts: tuple[Attempt, ...] = ()
+        self.gate = Gate()
+        self.methods: dict[str, Methods] = {}
+        self.lost = False
+        self.doubted = False
 
 
 class LoadedPlugin:
@@ -847,4 +848,4 @@ class LoadedPlugin:
 def _changed(before: PluginSettings, after: PluginSettings) -> frozenset[str]:
     """Which settings differ."""
     after = replace(after, isolation_from=before.isolation_from)
-    return frozenset(each.name for each in fields(before) if getattr(before, each.name) != getattr(after, each.name))
+    return frozenset(name for name in names(before) if getattr(before, name) != getattr(after, name))

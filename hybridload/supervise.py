@@ -28,12 +28,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from enum import Enum, StrEnum
 from typing import Any, TypeAlias
 
 from hybridload.config.chain import Chain, Isolation
-from hybridload.frozen import frozen
+from hybridload.frozen import frozen, names
 
 
 class State(StrEnum):
@@ -73,7 +72,7 @@ class Policy:
     @classmethod
     def of(cls, settings: object) -> Policy:
         """What a plugin's settings say; the defaults where they say nothing."""
-        given = {each.name: getattr(settings, each.name) for each in fields(cls)}
+        given = {name: getattr(settings, name) for name in names(cls)}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
 

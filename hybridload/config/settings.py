@@ -14,13 +14,12 @@ Paths are absolute already: relative ones start at the file's folder.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
 from hybridload.config.chain import ISOLATION_VARIABLE, Chain, isolation_variable
 from hybridload.errors import ConfigError
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen, replace
 from hybridload.limits import Limits
 
 

@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import datetime
 import enum
 import inspect
@@ -22,7 +21,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybridload.frozen import frozen
@@ -136,12 +134,14 @@ class RecordField:
     annotation: Any = None
 
 
-@dataclass(eq=False, slots=True)
 class Record:
     """A dataclass. Its fields are filled in after it is made, because a dataclass may contain itself."""
 
-    python: type
-    fields: tuple[RecordField, ...] = field(default=(), repr=False)
+    __slots__ = ("fields", "python")
+
+    def __init__(self, python: type) -> None:
+        self.python = python
+        self.fields: tuple[RecordField, ...] = ()
 
 
 Shape = Plain | Enumeration | Repeated | Table | Maybe | Reference | MessageClass | Anything | Record
@@ -388,7 +388,7 @@ class HintReader:
                 f"{describe(hint)} cannot travel here: a stream is a whole parameter or a whole result; "
                 f"use list[{describe(arguments[0])}]"
             )
-        if dataclasses.is_dataclass(origin):
+        if _is_dataclass(origin):
             raise Misfit(f"{describe(hint)} cannot travel: a generic dataclass; write one for each type")
         raise Misfit(_refusal(hint))
 
@@ -412,7 +412,7 @@ class HintReader:
         return Repeated(item, accepts, builds)
 
     def _class(self, cls: type) -> Shape:
-        if dataclasses.is_dataclass(cls):
+        if _is_dataclass(cls):
             return self._record(cls)
         if issubclass(cls, enum.Enum):
             if not len(cls):
@@ -446,6 +446,8 @@ class HintReader:
         return record
 
     def _record_fields(self, cls: type) -> Iterator[RecordField]:
+        import dataclasses  # whoever has a dataclass has imported this
+
         nested = {name: value for name, value in vars(cls).items() if isinstance(value, type)}
         hints = self.hints_of(cls, {cls.__name__: cls, **nested})
         for name, value in vars(cls).get("__dataclass_fields__", {}).items():
@@ -503,6 +505,11 @@ def _refusal(hint: Any) -> str:
     if advice is None and isinstance(hint, type):
         advice = "make it a dataclass, an Enum, or an interface (a Protocol or an ABC)"
     return f"{describe(hint)} cannot travel: {advice or 'no such values can be sent'}"
+
+
+def _is_dataclass(cls: Any) -> bool:
+    """As `dataclasses.is_dataclass`, which takes milliseconds to import."""
+    return isinstance(cls, type) and hasattr(cls, "__dataclass_fields__")
 
 
 def _is_message_class(cls: type) -> bool:

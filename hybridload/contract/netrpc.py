@@ -16,11 +16,10 @@ Descriptions of Go types are `hybridload.goplugin.netrpc.gob`'s; nothing here lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 
 Arguments: TypeAlias = Literal["auto", "value", "map", "struct"]
 """How parameters become the one argument.

@@ -15,13 +15,11 @@ Rules:
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from hybridload.contract import hints
@@ -29,7 +27,7 @@ from hybridload.contract import interface as reading
 from hybridload.contract.hints import HintReader, Misfit, Shape, has_anything, has_reference
 from hybridload.contract.netrpc import NetRPC
 from hybridload.errors import ContractError
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen, replace
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -190,18 +188,20 @@ class Contract(Generic[T]):
         )
 
 
-@dataclass(eq=False, slots=True)
 class Service:
     """A contract whose interface was read and can travel.
 
     :param full_name: e.g. ``"proto.GreeterService"``.
     """
 
-    contract: Contract[Any]
-    full_name: str
-    methods: tuple[Method, ...]
-    _wire: Wire | None = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    __slots__ = ("_lock", "_wire", "contract", "full_name", "methods")
+
+    def __init__(self, contract: Contract[Any], full_name: str, methods: tuple[Method, ...]) -> None:
+        self.contract = contract
+        self.full_name = full_name
+        self.methods = methods
+        self._wire: Wire | None = None
+        self._lock = threading.Lock()
 
     @property
     def interface(self) -> type:
@@ -489,7 +489,7 @@ class _Draft:
 
 def _inherited(contract: Contract[Any]) -> NetRPC | None:
     """What an interface that is mentioned takes over from the one that mentions it: all that is not about methods."""
-    return None if contract.netrpc is None else dataclasses.replace(contract.netrpc, methods={})
+    return None if contract.netrpc is None else replace(contract.netrpc, methods={})
 
 
 def camel_case(name: str) -> str:

@@ -14,7 +14,6 @@ were derived from hints or given, by one set of rules:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
@@ -38,7 +37,7 @@ from hybridload.contract.hints import MessageClass, Misfit, Record, Shape, descr
 from hybridload.contract.protobuf import class_of, contents
 from hybridload.contract.service import Kind, Method, Objects, Service
 from hybridload.contract.values import Codecs, Slot, exclusive
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 
 if TYPE_CHECKING:
     from hybridload.contract.descriptors import Given

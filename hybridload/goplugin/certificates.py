@@ -15,11 +15,10 @@ import hashlib
 import os
 import re
 import time
-from dataclasses import field
 from typing import Any, Literal
 
 from hybridload.errors import ConfigError
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 
 Curve = Literal["P-256", "P-384", "P-521"]
 

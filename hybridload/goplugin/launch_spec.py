@@ -18,13 +18,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import field
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Contract, NetRPC, NetRPCMethod
 from hybridload.errors import ConfigError
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 from hybridload.handshake import Handshake
 from hybridload.references import resolve_reference
 

@@ -29,13 +29,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
 from hybridload import platforms
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 from hybridload.goplugin.lifeline import Lifeline, end_keeper, start_keeper
 from hybridload.limits import Limits
 

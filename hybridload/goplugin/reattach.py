@@ -17,13 +17,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import field
 from pathlib import Path
 from typing import Any, cast
 
 from hybridload import platforms
 from hybridload.errors import ConfigError, PluginNotFound
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 from hybridload.goplugin.certificates import Certificate
 from hybridload.goplugin.line import Network, Protocol
 from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin
 
 if TYPE_CHECKING:

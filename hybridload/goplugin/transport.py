@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.frozen import frozen
@@ -61,7 +60,7 @@ class Transport(Protocol):
         """Give the next stream that the other side opens to `listener.put`; only when multiplexed."""
 
 
-@dataclass(frozen=True)
+@frozen
 class TLS:
     """The two contexts of one side: it serves with the one and connects with the other.
 
@@ -98,6 +97,8 @@ class MutualTLS(TLS):
     :param trusted: the only certificate (DER or PEM) that the other side may show.
     """
 
+    server_name = SERVER_NAME
+
     def __init__(self, own: Certificate, trusted: bytes, alpn: Sequence[str]) -> None:
         self._made_of: tuple[Certificate, bytes, Sequence[str]]
         self.__dict__["_made_of"] = (own, trusted, alpn)
@@ -128,7 +129,10 @@ class SocketTransport:
     make_listener: Callable[[], Listener] = listen_unix
     outwards: Callable[[str, str], tuple[str, str]] = lambda network, address: (network, address)
     inwards: Callable[[Any, str], tuple[str, str]] = lambda network, address: (network, address)
-    multiplexed: bool = field(default=False, init=False)
+
+    @property
+    def multiplexed(self) -> bool:
+        return False
 
     def listen(self) -> Listener:
         listener = self.make_listener()

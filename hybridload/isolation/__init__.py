@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 
 if TYPE_CHECKING:
     from hybridload.goplugin.lifeline import Lifeline

@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError, ContractError, ExitedBeforeHandshake, PluginError
 from hybridload.external import External
+from hybridload.frozen import replace
 from hybridload.goplugin.launch_spec import (
     KINDS,
     ContractReference,

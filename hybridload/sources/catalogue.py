@@ -21,7 +21,6 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from hybridload.config.chain import Chain, Isolation, closest
 from hybridload.config.settings import PluginSettings, Settings
 from hybridload.errors import ConfigError, PluginError, PluginNotFound
 from hybridload.external import External
-from hybridload.frozen import frozen
+from hybridload.frozen import field, frozen
 from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 from hybridload.sources import folders, installed
 from hybridload.sources.candidate import Candidate

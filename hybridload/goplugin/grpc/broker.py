@@ -27,10 +27,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from hybridload.errors import BrokerError
+from hybridload.frozen import frozen
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.engine import Endpoint, Engine, Server
 from hybridload.goplugin.http2.timers import Timers
@@ -390,7 +390,7 @@ class GRPCBroker:
             self._owned.discard(closable)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Expiry:
     """When a server is closed that nobody has connected to."""
 

@@ -10,13 +10,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
 from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError, StartTimeout
+from hybridload.frozen import replace
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.broker import GRPCBroker

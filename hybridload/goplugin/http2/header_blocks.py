@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from hybridload.frozen import frozen
 
 from .events import Headers
 from .frames import ErrorCode, FrameError
@@ -36,7 +37,7 @@ _CACHED_BLOCKS: Final = 64
 _CACHED_SIZE: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Block:
     """One decoded header block.
 

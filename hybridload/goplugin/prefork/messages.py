@@ -14,10 +14,9 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from hybridload.frozen import frozen
+from hybridload.frozen import frozen, names
 
 _LENGTH = 4
 _DESCRIPTORS = 8
@@ -42,7 +41,7 @@ class Fork:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON can hold it."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: getattr(self, name) for name in names(self)}
 
 
 def send(connection: socket.socket, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:

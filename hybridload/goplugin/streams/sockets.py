@@ -20,9 +20,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from hybridload import platforms
+from hybridload.frozen import frozen
 from hybridload.goplugin.streams.base import Buffer, Listener, StreamClosed, StreamError, StreamReset
 
 log = logging.getLogger(__name__)
@@ -365,7 +365,7 @@ def _remaining(pause: float, deadline: float | None) -> float:
     return pause if deadline is None else max(0.0, min(pause, deadline - time.monotonic()))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnixAccess:
     """Who may connect to a unix socket.
 
@@ -380,6 +380,9 @@ class UnixAccess:
     def for_group(cls, group: str) -> UnixAccess:
         """What go-plugin does for ``PLUGIN_UNIX_SOCKET_GROUP``: the group may connect, nobody else."""
         return cls(mode=0o660, group=group)
+
+
+_OWN = UnixAccess()
 
 
 def private_folder(parent: str | None = None) -> str:
@@ -406,7 +409,7 @@ def _new_folder(parent: str) -> str:
     return folder
 
 
-def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess = UnixAccess()) -> SocketListener:
+def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess = _OWN) -> SocketListener:
     """Listen on a new unix socket with a name that cannot be guessed.
 
     :param folder: where the socket file goes; it must exist. `None` makes a folder that only this user may enter and
