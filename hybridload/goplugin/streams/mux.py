@@ -563,7 +563,11 @@ class MuxStream:
             return True
 
     def looker(self) -> Callable[[], bool]:
-        return self.readable
+        return self._look
+
+    def _look(self) -> bool:
+        # Who reads for others leaves the role to whoever waits in `receive`, but would never learn of one that looks.
+        return self._mux._reading.taken or self.readable()
 
     def writable(self) -> bool:
         if self._sending.locked() or self._mux._writing.locked():

@@ -79,6 +79,11 @@ class Reading:
         """Begin to watch; from here on, `read` and `on_time` may be called."""
         self._thread.start()
 
+    @property
+    def taken(self) -> bool:
+        """Whether somebody reads just now."""
+        return self._reader is not None
+
     def wait(self, ready: Callable[[], object], waiters: list[Waiter], deadline: float | None = None) -> bool:
         """Wait until `ready`, and read meanwhile if nobody else does. Called with the lock held, which it lets go.
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hybridload.goplugin.certificates import generate_certificate
+from hybridload.goplugin.streams import reading
 from hybridload.goplugin.streams.base import Stream, StreamError
 from hybridload.goplugin.streams.mux import Mux
 from hybridload.goplugin.streams.sockets import socket_pair
@@ -134,7 +135,10 @@ def test_data_is_whole_or_the_end_has_a_name(
 
 
 @pytest.mark.parametrize("connected", [plain, tls, yamux, tls_over_yamux], ids=lambda make: make.__name__)
-def test_a_look_misses_nothing(connected: Callable[[], AbstractContextManager[Ends]], pool: ThreadPoolExecutor) -> None:
+def test_a_look_misses_nothing(
+    connected: Callable[[], AbstractContextManager[Ends]], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOMENT", PATIENCE)  # or another thread reads, and there is nothing to look for
     with connected() as ends:
         ours, theirs = ends.streams
         sending = pool.submit(theirs.send, b"hello")  # which does the handshake too, where there is one

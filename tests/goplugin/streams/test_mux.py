@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridload.goplugin.certificates import Certificate, generate_certificate
+from hybridload.goplugin.streams import spinning
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.streams.mux import Mux, MuxConfig, MuxStream
 from hybridload.goplugin.streams.reading import MOMENT, Reading
@@ -656,6 +657,26 @@ def test_a_lone_caller_reads_its_own_answers(watched: tuple[Watched, Mux, Mux], 
         ours.receive(timeout=5)
     me = threading.current_thread().name
     assert below.receivers.count(me) >= 190, below.receivers
+    ours.close_write()
+
+
+def test_a_caller_that_looks_reads_its_own_answers(
+    watched: tuple[Watched, Mux, Mux], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below, client, server = watched
+    monkeypatch.setattr(spinning, "LOOK", 5.0)  # which is long enough on any machine
+    ours, theirs = stream_pair((client, server))
+    pool.submit(echo, theirs)
+    caller = spinning.Spinning(ours)
+    eventually(lambda: client._reading._reader is client._reading._watcher, "the watching thread reads")
+    for _ in range(20):
+        ours.send(b"x")
+        caller.receive(65536, 5)
+    below.receivers.clear()
+    for _ in range(200):
+        ours.send(b"x")
+        caller.receive(65536, 5)
+    assert below.receivers.count(threading.current_thread().name) >= 190, below.receivers
     ours.close_write()
 
 
