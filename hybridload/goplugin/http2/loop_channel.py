@@ -375,11 +375,9 @@ class LoopResponses:
     """
 
     def __init__(self, begin: Callable[[], tuple[StreamCall, Coroutine[Any, Any, LoopCall]]], attempts: int) -> None:
-        self._begin = begin
+        self._begin: Callable[[], tuple[StreamCall, Coroutine[Any, Any, LoopCall]]] | None = begin
         self._attempts = attempts
         self._call: StreamCall
-        self._beginning: Coroutine[Any, Any, LoopCall] | None
-        self._call, self._beginning = begin()
         self._loop_call: LoopCall | None = None
         self._cancelled = False
         self._taken = 0
@@ -396,11 +394,12 @@ class LoopResponses:
         self._taken += 1
         if self._taken % _BREATH == 0:
             await asyncio.sleep(0)
+        begin, self._begin = self._begin, None  # with the request, which nobody needs once there is a response
         while True:
             if self._loop_call is None:
-                if self._cancelled or self._beginning is None:
+                if self._cancelled or begin is None:
                     raise StopAsyncIteration
-                beginning, self._beginning = self._beginning, None
+                self._call, beginning = begin()
                 self._loop_call = await beginning
                 if self._cancelled:
                     self._loop_call.abandon()
@@ -413,16 +412,15 @@ class LoopResponses:
             if self._call.status.code is StatusCode.OK:
                 raise StopAsyncIteration
             self._attempts -= 1
-            if not self._call.unprocessed or self._taken > 1 or self._cancelled or not self._attempts:
+            if begin is None or not self._call.unprocessed or self._cancelled or not self._attempts:
                 raise self._call.error()
-            self._call, self._beginning = self._begin()
             self._loop_call = None
 
     async def _next(self, call: StreamCall, loop_call: LoopCall) -> bytes | None:
         """The next response; `None` when the call is over."""
         while True:
             with call.link.lock:
-                if call.messages:
+                if call.messages and not self._cancelled:
                     return call.take_message()
                 if call.status is not None:
                     return None
@@ -430,12 +428,9 @@ class LoopResponses:
             await loop_call.awaited(waiter)
 
     def cancel(self) -> None:
-        """End the call. Safe to call twice, and from any thread."""
+        """End the call: not even what is there is given out any more. Safe to call twice, and from any thread."""
         self._cancelled = True
-        if self._beginning is not None:
-            self._beginning.close()
-            self._beginning = None
-        elif self._loop_call is not None:
+        if self._loop_call is not None:
             self._loop_call.abandon()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from hybridload.goplugin.http2.channel import Channel
+from hybridload.goplugin.http2.loop_channel import LoopCall
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.status import RpcError
 from hybridload.goplugin.streams.base import Stream
@@ -86,10 +89,20 @@ def test_whatever_keeps_a_connection_from_being_opened_fails_the_call_and_not_th
         assert asyncio.run(calls()) == b"2"
 
 
+@pytest.mark.parametrize("answered", [False, True])
 def test_a_stream_that_is_given_up_while_its_connection_is_opened_ends(
-    ours: tuple[Server, str], service: Service
+    ours: tuple[Server, str], service: Service, answered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Even if the server was quicker than whoever had yet to learn that it was given up."""
     dialling, may_dial = threading.Event(), threading.Event()
+    begin = LoopCall.begin
+
+    async def begin_slowly(call: LoopCall, *arguments: Any) -> None:
+        await begin(call, *arguments)
+        while answered and not call._call.messages:
+            await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(LoopCall, "begin", begin_slowly)
 
     def dial() -> Stream:
         dialling.set()
@@ -126,6 +139,32 @@ def test_of_a_stream_that_is_given_up_nothing_is_kept_until_its_deadline(ours: t
             assert call() is None
 
         asyncio.run(host())
+
+
+def test_once_a_stream_has_answered_its_request_is_not_kept(ours: tuple[Server, str]) -> None:
+    with open_channel(ours[1]) as channel:
+
+        async def host() -> None:
+            request = bytes(100_000)
+            before = sys.getrefcount(request)
+            responses = channel.on_loops("/test.Service/HangStream").stream(request)
+            assert await anext(responses) == b"first"
+            assert sys.getrefcount(request) == before
+            responses.cancel()
+
+        asyncio.run(host())
+
+
+def test_a_stream_of_which_nothing_is_asked_is_not_begun(ours: tuple[Server, str]) -> None:
+    async def host(channel: Channel) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")  # e.g. that a coroutine was never awaited
+            channel.on_loops("/test.Service/HangStream").stream(b"")
+            gc.collect()
+        assert caught == []
+
+    with open_channel(ours[1]) as channel:
+        asyncio.run(host(channel))
 
 
 def _ignore(call: Callable[[bytes], Any]) -> Callable[[], None]:
