@@ -12,10 +12,11 @@ An `External` is not an implementation; the sources have taken it out before.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from hybridload.contract.functions import takes
 from hybridload.errors import ConfigError, ContractError, PluginError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def close_implementation(built: object, plugin: str) -> None:
     :raises PluginError: when it fails; its exception is the cause.
     """
     close = getattr(built, "close", None)
-    if close is None or not callable(close) or inspect.ismodule(built):
+    if close is None or not callable(close) or isinstance(built, ModuleType):
         return
     try:
         close()
@@ -102,17 +103,8 @@ def _missing(found: object, service: Service) -> list[str]:
 
 
 def _call(factory: Any, options: Mapping[str, Any], plugin: str) -> object:
-    try:
-        if options or not _is_bare(factory):
-            inspect.signature(factory).bind(**options)
-    except TypeError as error:
-        raise ConfigError(
-            f"Plugin {plugin!r}: {_described(factory)} cannot be called with the options "
-            f"{dict(options)!r}: {error}. Give the options that it takes: {inspect.signature(factory)}.",
-            plugin=plugin,
-        ) from error
-    except ValueError:
-        pass  # A callable written in C may have no signature to compare with.
+    if not takes(factory, 0, options):
+        _check_options(factory, options, plugin)
     try:
         built: object = factory(**options)
     except Exception as error:
@@ -122,13 +114,25 @@ def _call(factory: Any, options: Mapping[str, Any], plugin: str) -> object:
     return built
 
 
-def _is_bare(factory: Any) -> bool:
-    """Whether it is a class that takes no arguments; to have inspect find that out takes it milliseconds."""
-    return type(factory) is type and factory.__init__ is object.__init__ and factory.__new__ is object.__new__  # type: ignore[misc,comparison-overlap]
+def _check_options(factory: Any, options: Mapping[str, Any], plugin: str) -> None:
+    import inspect
+
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        raise ConfigError(
+            f"Plugin {plugin!r}: {_described(factory)} cannot be called with the options "
+            f"{dict(options)!r}: {error}. Give the options that it takes: {inspect.signature(factory)}.",
+            plugin=plugin,
+        ) from error
+    except ValueError:
+        pass  # A callable written in C may have no signature to compare with.
 
 
 def _described(found: object) -> str:
-    if inspect.ismodule(found):
+    import inspect
+
+    if isinstance(found, ModuleType):
         return f"the module {found.__name__}"
     if isinstance(found, type):
         return f"the class {found.__module__}.{found.__qualname__}"

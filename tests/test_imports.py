@@ -69,25 +69,43 @@ from typing import Protocol
 class Aware(Protocol):
     def modules(self) -> list[str]: ...
 
+class Other(Protocol):
+    def take(self, name: str, /, size: int = 3, *, deep: bool = False) -> int: ...
+
 class Self:
+    def __init__(self, *, name: str, size: int = 1) -> None:
+        self.name = name
+
     def modules(self) -> list[str]:
         return sorted(sys.modules)
 """
 ITS_HOST = """
-from aware import Aware
+from aware import Aware, Other
 from hybridload import Contract, Handshake, Loader
 
-with Loader({"aware": Contract(Aware)}, handshake=Handshake("AWARE", "yes"), config="plugins.toml") as loader:
+PLUGINS = {"aware": Contract(Aware), "other": Contract(Other)}
+with Loader(PLUGINS, handshake=Handshake("AWARE", "yes"), config="plugins.toml") as loader:
     print(*loader.load("self", Aware).modules())
 """
 
 
-def test_a_plugin_that_serves_grpc_loads_nothing_of_net_rpc(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def in_the_plugin(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a plugin's process has imported when it is called; its host's plugin set has a kind that it is not."""
+    tmp_path = tmp_path_factory.mktemp("aware")
     (tmp_path / "aware.py").write_text(SELF_AWARE)
     (tmp_path / "plugins.toml").write_text(
         '[plugins.self]\nentry_point = "aware:Self"\nkind = "aware"\nisolation = "subprocess"\n'
+        "[plugins.self.options]\nname = 'it'\n"
     )
     (tmp_path / "host.py").write_text(ITS_HOST)
-    modules = imported("host.py", cwd=tmp_path)
-    assert "hybridload.goplugin.grpc.serving" in modules
-    assert not [module for module in modules if module.startswith("hybridload.goplugin.netrpc")]
+    return imported("host.py", cwd=tmp_path)
+
+
+def test_a_plugin_that_serves_grpc_loads_nothing_of_net_rpc(in_the_plugin: list[str]) -> None:
+    assert "hybridload.goplugin.grpc.serving" in in_the_plugin
+    assert not [module for module in in_the_plugin if module.startswith("hybridload.goplugin.netrpc")]
+
+
+def test_a_plugin_without_dataclasses_loads_neither_them_nor_what_only_they_need(in_the_plugin: list[str]) -> None:
+    assert not {"dataclasses", "inspect", "ast", "dis"} & set(in_the_plugin)

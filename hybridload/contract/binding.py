@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hybridload.contract.functions import NO_DEFAULT
+
 if TYPE_CHECKING:
     from hybridload.contract.service import Method
-
-_MISSING: Any = inspect.Parameter.empty
 
 
 def binder(method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | list[Any]]:
@@ -17,15 +16,11 @@ def binder(method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[
 
     `inspect.Signature.bind` does the same in ten times the time; it is used to word the errors.
     """
-    parameters = list(method.signature.parameters.values())
-    positional = sum(parameter.kind is not parameter.KEYWORD_ONLY for parameter in parameters)
+    parameters = method.parameters
+    positional = sum(not parameter.keyword_only for parameter in parameters)
     total = len(parameters)
     defaults = [parameter.default for parameter in parameters]
-    index_of = {
-        parameter.name: index
-        for index, parameter in enumerate(parameters)
-        if parameter.kind is not parameter.POSITIONAL_ONLY
-    }
+    index_of = {parameter.name: index for index, parameter in enumerate(parameters) if not parameter.positional_only}
 
     def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> TypeError:
         try:
@@ -47,7 +42,7 @@ def binder(method: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[
                 raise refuse(args, kwargs)
             values[index] = value
         for value in values[count:]:
-            if value is _MISSING:
+            if value is NO_DEFAULT:
                 raise refuse(args, kwargs)
         return values
 

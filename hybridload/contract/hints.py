@@ -15,7 +15,6 @@ from __future__ import annotations
 import collections.abc
 import datetime
 import enum
-import inspect
 import re
 import sys
 import types
@@ -225,7 +224,9 @@ def is_interface(hint: Any) -> bool:
 
     :param hint: anything that may stand in an annotation.
     """
-    return isinstance(hint, type) and (getattr(hint, "_is_protocol", False) or inspect.isabstract(hint))
+    return isinstance(hint, type) and bool(
+        getattr(hint, "_is_protocol", False) or getattr(hint, "__abstractmethods__", None)
+    )
 
 
 def strip(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-_MARK = "__hybridload_idempotent__"
+MARK = "__hybridload_idempotent__"
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -18,10 +18,10 @@ def idempotent(method: F) -> F:
 
     :param method: defined in a Protocol or an ABC.
     """
-    setattr(method, _MARK, True)
+    setattr(method, MARK, True)
     return method
 
 
 def is_idempotent(method: object) -> bool:
     """Whether a method of an interface has the mark."""
-    return bool(getattr(method, _MARK, False))
+    return bool(getattr(method, MARK, False))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from hybridload.contract.functions import Called, called, takes
 from hybridload.errors import ContractError
 
 if TYPE_CHECKING:
+    import inspect
+
     from hybridload.contract.service import Method, Service
 
 
@@ -28,60 +30,53 @@ def check(service: Service, implementation: object) -> None:
 
 
 def _problems(method: Method, implementation: object) -> Iterator[str]:
-    wanted = f"{method.name}{method.signature}"
     try:
         found = getattr(implementation, method.name)
     except AttributeError:
-        yield f"{method.name}() is missing; define {wanted}"
+        yield f"{method.name}() is missing; define {method.declaration}"
         return
     if not callable(found):
-        yield f"{method.name} is {type(found).__qualname__} and cannot be called; define {wanted}"
+        yield f"{method.name} is {type(found).__qualname__} and cannot be called; define {method.declaration}"
         return
-    try:
-        signature = inspect.signature(found)
-    except (ValueError, TypeError):
-        return
-    yield from _parameter_problems(method, signature)
-    yield from _async_problems(method, found)
+    if not all(takes(found, positional, named) for positional, named, _ in _ways(method)):
+        import inspect
+
+        try:
+            signature = inspect.signature(found)
+        except (ValueError, TypeError):
+            return
+        yield from _parameter_problems(method, signature)
+    yield from _async_problems(method, called(found))
+
+
+def _ways(method: Method) -> Iterator[tuple[int, list[str], str]]:
+    """How the interface lets callers pass every parameter: how many by position, and the names of the others."""
+    count = len(method.parameters)
+    keywords = [parameter.name for parameter in method.parameters if parameter.keyword_only]
+    named = [parameter.name for parameter in method.parameters if not parameter.positional_only]
+    yield count - len(keywords), keywords, ""
+    yield count - len(named), named, " when called by name"
 
 
 def _parameter_problems(method: Method, signature: inspect.Signature) -> Iterator[str]:
-    """A call with every parameter, passed as the interface lets callers pass it, must bind."""
-    parameters = method.signature.parameters.values()
-    positional = [None for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
-    keywords = {parameter.name: None for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    named = {parameter.name: None for parameter in parameters if parameter.kind is not parameter.POSITIONAL_ONLY}
-    only_positional = [None for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
-    for args, kwargs, how in ((positional, keywords, ""), (only_positional, named, " when called by name")):
+    for positional, named, how in _ways(method):
         try:
-            signature.bind(*args, **kwargs)
+            signature.bind(*[None] * positional, **dict.fromkeys(named))
         except TypeError as error:
-            yield (
-                f"{method.name}{signature} cannot take the arguments of {method.name}{method.signature}{how}: {error}"
-            )
+            yield f"{method.name}{signature} cannot take the arguments of {method.declaration}{how}: {error}"
             return
 
 
-def _async_problems(method: Method, found: Callable[..., Any]) -> Iterator[str]:
-    call = found if inspect.isroutine(found) else type(found).__call__
-    coroutine = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)
-    async_generator = inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(call)
-    generator = inspect.isgeneratorfunction(found) or inspect.isgeneratorfunction(call)
+def _async_problems(method: Method, call: Called) -> Iterator[str]:
     name = method.name
-    if not method.is_async and (coroutine or async_generator):
+    if not method.is_async and (call.coroutine or call.async_generator):
         yield f"{name}() is asynchronous, but the interface's is not; drop `async`, or make the interface's async"
     elif method.is_async and method.kind.streams_result:
-        if coroutine:
+        if call.coroutine:
             yield f"{name}() must be awaited before it yields; use `yield` in it, so that it is an async generator"
-        elif generator:
+        elif call.generator:
             yield f"{name}() is a generator, but the interface's is asynchronous; define it with `async def`"
-    elif method.is_async and (generator or async_generator or _is_plain_function(found)):
+    elif method.is_async and (call.generator or call.async_generator or call.not_awaitable):
         yield f"{name}() is not asynchronous, but the interface's is; define it with `async def`"
-    elif not method.kind.streams_result and generator:
+    elif not method.kind.streams_result and call.generator:
         yield f"{name}() is a generator, but the interface's returns one value; return it instead"
-
-
-def _is_plain_function(found: Any) -> bool:
-    """Whether a call certainly returns no awaitable; a decorator around a coroutine function may return one."""
-    function = inspect.unwrap(getattr(found, "__func__", found))
-    return inspect.isfunction(function) and not inspect.iscoroutinefunction(function)

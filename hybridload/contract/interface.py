@@ -12,12 +12,10 @@ Rules:
 from __future__ import annotations
 
 import abc
-import inspect
-import linecache
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hybridload.frozen import frozen
@@ -45,13 +43,16 @@ class Member:
 def members(interface: type) -> list[Member]:
     """Every name of an interface that travels or is refused, in the order of definition, base interfaces first."""
     bases = [base for base in interface.__mro__ if base not in (object, typing.Protocol, typing.Generic, abc.ABC)]
-    order = {name: None for base in reversed(bases) for name in (*vars(base), *inspect.get_annotations(base))}
+    order = {name: None for base in reversed(bases) for name in (*vars(base), *_annotated(base))}
     found = (_member(name, bases) for name in order if name not in _MACHINERY)
     return [member for member in found if member is not None]
 
 
 def location(function: object) -> str:
     """Where a method is defined, as ``file:line``; the line of its `def`, not of its first decorator."""
+    import inspect
+    import linecache
+
     code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
     if code is None:
         return "<unknown>"
@@ -65,6 +66,8 @@ def location(function: object) -> str:
 
 def class_location(cls: type, name: str = "") -> str:
     """Where a class is defined, or the line in it that first mentions a data member, as ``file:line``."""
+    import inspect
+
     try:
         lines, first = inspect.getsourcelines(cls)
     except (OSError, TypeError):
@@ -89,6 +92,11 @@ def names_around(interface: type) -> Mapping[str, Any]:
     return {}
 
 
+def _annotated(cls: type) -> Mapping[str, Any]:
+    """The annotations of a class itself; one written in C has none."""
+    return getattr(cls, "__annotations__", {})
+
+
 def is_protocol(cls: type) -> bool:
     """Whether a class is itself a Protocol, not merely a subclass of one."""
     return bool(vars(cls).get("_is_protocol", False))
@@ -97,7 +105,7 @@ def is_protocol(cls: type) -> bool:
 def _member(name: str, bases: list[type]) -> Member | None:
     owner = next((base for base in bases if name in vars(base)), None)
     if owner is None:
-        owner = next(base for base in bases if name in inspect.get_annotations(base))
+        owner = next(base for base in bases if name in _annotated(base))
         return _refused(name, owner, None, "a data member; an interface has methods only, so make it a method")
     value = vars(owner)[name]
     wrapped = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
@@ -144,10 +152,3 @@ def _refused(name: str, owner: type, function: Any, problem: str) -> Member:
     known = isinstance(function, types.FunctionType)
     where = location(function) if known else class_location(owner, name)
     return Member(name, owner, None, problem, where)
-
-
-def parameters_of(function: types.FunctionType) -> Iterator[inspect.Parameter]:
-    """The parameters of a method without its `self`."""
-    found = iter(inspect.signature(function).parameters.values())
-    next(found, None)
-    return found

@@ -16,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 import enum
-import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +23,24 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from hybridload.contract import hints
 from hybridload.contract import interface as reading
+from hybridload.contract.functions import (
+    KEYWORD_ONLY,
+    NO_DEFAULT,
+    POSITIONAL_ONLY,
+    VAR_KEYWORD,
+    VAR_POSITIONAL,
+    Declared,
+    is_coroutine_function,
+    parameters_of,
+)
 from hybridload.contract.hints import HintReader, Misfit, Shape, has_anything, has_reference
 from hybridload.contract.netrpc import NetRPC
 from hybridload.errors import ContractError
 from hybridload.frozen import field, frozen, replace
 
 if TYPE_CHECKING:
+    import inspect
+
     from google.protobuf.descriptor import ServiceDescriptor
 
     from hybridload.contract.descriptors import Given
@@ -74,7 +85,7 @@ class Parameter:
     :param hint: as annotated, resolved, without `Annotated`.
     :param shape: what the hint says; of a stream, what it says of one item.
     :param number: the field's number in the derived request message.
-    :param default: the interface's, or `inspect.Parameter.empty`.
+    :param default: the interface's, or `NO_DEFAULT`.
     :param stream: whether it is the iterator of a client stream.
     :param annotation: as annotated, resolved, for protocols that look for marks of their own in `Annotated`.
     """
@@ -85,6 +96,7 @@ class Parameter:
     number: int
     default: Any
     keyword_only: bool
+    positional_only: bool
     stream: bool = False
     annotation: Any = None
 
@@ -95,7 +107,7 @@ class Method:
 
     :param wire_name: its name in the service, e.g. ``"Greet"``.
     :param path: e.g. ``"/proto.GreeterService/Greet"``.
-    :param signature: without `self`, with resolved hints and the interface's defaults.
+    :param returns: the resolved hint of what a call returns, without `Annotated`.
     :param result: the hint of the result, or of one item of a stream; `None` for no result.
     :param result_shape: what that hint says; `None` for no result.
     :param result_number: the field's number in the derived response message.
@@ -108,8 +120,8 @@ class Method:
     path: str
     kind: Kind
     is_async: bool
-    signature: inspect.Signature
     parameters: tuple[Parameter, ...]
+    returns: Any
     result: Any
     result_shape: Shape | None
     result_number: int
@@ -118,6 +130,32 @@ class Method:
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """Without `self`, with resolved hints and the interface's defaults."""
+        import inspect
+
+        declared = list(inspect.signature(self.function).parameters.values())[1:]
+        hinted = [each.replace(annotation=known.hint) for each, known in zip(declared, self.parameters, strict=True)]
+        return inspect.Signature(hinted, return_annotation=self.returns)
+
+    @property
+    def declaration(self) -> str:
+        """As its author would write it, without `self`: e.g. ``get(key: str, default: str = '') -> str``."""
+        shown: list[str] = []
+        last = None
+        for each in self.parameters:
+            if last is not None and last.positional_only and not each.positional_only:
+                shown.append("/")
+            if each.keyword_only and (last is None or not last.keyword_only):
+                shown.append("*")
+            default = "" if each.default is NO_DEFAULT else f" = {each.default!r}"
+            shown.append(f"{each.name}: {hints.describe(each.hint)}{default}")
+            last = each
+        if last is not None and last.positional_only:
+            shown.append("/")
+        return f"{self.name}({', '.join(shown)}) -> {hints.describe(self.returns)}"
 
     @property
     def location(self) -> str:
@@ -390,14 +428,15 @@ class _Draft:
         wire_name = camel_case(member.name)
         if self.given is not None:
             wire_name = self.given.method_name(member.name)
+        returns = hints.strip(resolved.get("return"))[0]
         return Method(
             name=member.name,
             wire_name=wire_name,
             path=f"/{self.full_name}/{wire_name}",
             kind=_kind(any(parameter.stream for parameter in parameters), streams_result),
             is_async=is_async,
-            signature=_signature(function, resolved),
             parameters=tuple(parameters),
+            returns=None if returns is type(None) else returns,
             result=None if result_shape is None else bare,
             result_shape=result_shape,
             result_number=result_number,
@@ -407,7 +446,7 @@ class _Draft:
 
     def _result(self, function: Any, resolved: dict[str, Any], complaints: list[str]) -> tuple[Any, bool, bool]:
         """The result's hint or its item's, whether the method is asynchronous, and whether the result is a stream."""
-        coroutine = inspect.iscoroutinefunction(function)
+        coroutine = is_coroutine_function(function)
         if "return" not in resolved:
             complaints.append("the result has no type hint; write `-> None` when there is none")
             return None, coroutine, False
@@ -432,7 +471,7 @@ class _Draft:
         self, function: Any, resolved: dict[str, Any], is_async: bool, complaints: list[str]
     ) -> list[Parameter]:
         found: list[Parameter] = []
-        for position, declared in enumerate(reading.parameters_of(function), 1):
+        for position, declared in enumerate(parameters_of(function)[1:], 1):
             try:
                 found.append(self._parameter(position, declared, resolved, is_async))
             except Misfit as error:
@@ -442,11 +481,9 @@ class _Draft:
             complaints.append(f"only one parameter can be a stream, not {' and '.join(streams)}")
         return found
 
-    def _parameter(
-        self, position: int, declared: inspect.Parameter, resolved: dict[str, Any], is_async: bool
-    ) -> Parameter:
-        if declared.kind in (declared.VAR_POSITIONAL, declared.VAR_KEYWORD):
-            stars, instead = ("*", "list") if declared.kind is declared.VAR_POSITIONAL else ("**", "dict")
+    def _parameter(self, position: int, declared: Declared, resolved: dict[str, Any], is_async: bool) -> Parameter:
+        if declared.kind in (VAR_POSITIONAL, VAR_KEYWORD):
+            stars, instead = ("*", "list") if declared.kind == VAR_POSITIONAL else ("**", "dict")
             raise Misfit(f"{stars}{declared.name} cannot travel; use one parameter that is a {instead}")
         if declared.name not in resolved:
             raise Misfit(f"it has no type hint; write `{declared.name}: str`, say")
@@ -459,7 +496,7 @@ class _Draft:
                 f"use {'AsyncIterator' if is_async else 'Iterator'}"
             )
         shape = self.reader.read(resolved[declared.name] if stream is None else stream[0])
-        if declared.default is not declared.empty:
+        if declared.default is not NO_DEFAULT:
             if stream is not None:
                 raise Misfit("a stream has no default")
             wrong = hints.misfit(shape, declared.default, "the default")
@@ -471,7 +508,8 @@ class _Draft:
             shape=shape,
             number=hints.pinned_number(extras) or position,
             default=declared.default,
-            keyword_only=declared.kind is declared.KEYWORD_ONLY,
+            keyword_only=declared.kind == KEYWORD_ONLY,
+            positional_only=declared.kind == POSITIONAL_ONLY,
             stream=stream is not None,
             annotation=resolved[declared.name],
         )
@@ -512,12 +550,3 @@ def _kind(streams_arguments: bool, streams_result: bool) -> Kind:
     if streams_arguments:
         return Kind.BIDI if streams_result else Kind.CLIENT_STREAM
     return Kind.SERVER_STREAM if streams_result else Kind.UNARY
-
-
-def _signature(function: Any, resolved: dict[str, Any]) -> inspect.Signature:
-    parameters = [
-        declared.replace(annotation=hints.strip(resolved.get(declared.name))[0])
-        for declared in reading.parameters_of(function)
-    ]
-    result = hints.strip(resolved.get("return"))[0]
-    return inspect.Signature(parameters, return_annotation=None if result is type(None) else result)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import datetime
 import enum
-import inspect
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hybridload.contract.functions import NO_DEFAULT
 from hybridload.contract.hints import (
     Anything,
     Enumeration,
@@ -418,7 +418,7 @@ def _taken(parameter: Parameter, take: Convert, argument: dict[str, Any]) -> Any
             return take(argument[parameter.name])
         except Unlike as error:
             raise Refused(f"argument {parameter.name!r}: {error}") from None
-    if parameter.default is not inspect.Parameter.empty:
+    if parameter.default is not NO_DEFAULT:
         return parameter.default
     raise Refused(f"argument {parameter.name!r} is missing")
 
