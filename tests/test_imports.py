@@ -63,11 +63,15 @@ def test_a_host_whose_plugins_are_all_in_process_loads_no_grpc(tmp_path: Path) -
 
 
 SELF_AWARE = """
+import gc
 import sys
 from typing import Protocol
 
 class Aware(Protocol):
     def modules(self) -> list[str]: ...
+    def collects(self) -> bool: ...
+
+COLLECTS = gc.isenabled()
 
 class Other(Protocol):
     def take(self, name: str, /, size: int = 3, *, deep: bool = False) -> int: ...
@@ -78,6 +82,9 @@ class Self:
 
     def modules(self) -> list[str]:
         return sorted(sys.modules)
+
+    def collects(self) -> bool:
+        return COLLECTS and gc.isenabled() and gc.get_freeze_count() > 0
 """
 ITS_HOST = """
 from aware import Aware, Other
@@ -85,7 +92,8 @@ from hybridload import Contract, Handshake, Loader
 
 PLUGINS = {"aware": Contract(Aware), "other": Contract(Other)}
 with Loader(PLUGINS, handshake=Handshake("AWARE", "yes"), config="plugins.toml") as loader:
-    print(*loader.load("self", Aware).modules())
+    aware = loader.load("self", Aware)
+    print(*aware.modules(), f"collects={aware.collects()}")
 """
 
 
@@ -109,3 +117,9 @@ def test_a_plugin_that_serves_grpc_loads_nothing_of_net_rpc(in_the_plugin: list[
 
 def test_a_plugin_without_dataclasses_loads_neither_them_nor_what_only_they_need(in_the_plugin: list[str]) -> None:
     assert not {"dataclasses", "inspect", "ast", "dis"} & set(in_the_plugin)
+
+
+def test_an_authors_code_has_its_garbage_collected_but_what_serves_it_is_left_alone(
+    in_the_plugin: list[str],
+) -> None:
+    assert "collects=True" in in_the_plugin
