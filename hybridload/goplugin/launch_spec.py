@@ -13,7 +13,7 @@ Light to import: host and child both do.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 import os
 import sys
@@ -117,7 +117,7 @@ class ContractReference:
 
     def to_dict(self) -> dict[str, Any]:
         """The reference as JSON can hold it."""
-        descriptors = None if self.descriptor_set is None else base64.b64encode(self.descriptor_set).decode()
+        descriptors = None if self.descriptor_set is None else binascii.b2a_base64(self.descriptor_set).decode()
         return {
             "interface": self.interface,
             "service": self.service,
@@ -133,7 +133,7 @@ class ContractReference:
         return cls(
             read["interface"],
             read["service"],
-            None if descriptors is None else base64.b64decode(descriptors),
+            None if descriptors is None else binascii.a2b_base64(descriptors),
             tuple(read["errors"]),
             read["netrpc"],
         )

@@ -16,7 +16,6 @@ Pure: no sockets, no processes.
 
 from __future__ import annotations
 
-import base64
 import binascii
 from typing import Literal, cast
 
@@ -56,7 +55,7 @@ class HandshakeLine:
 
     def format(self) -> str:
         """The line as a plugin prints it, without the line feed; six fields, or seven when `multiplex` is known."""
-        certificate = "" if self.certificate is None else base64.b64encode(self.certificate).decode().rstrip("=")
+        certificate = "" if self.certificate is None else binascii.b2a_base64(self.certificate).decode().rstrip("=\n")
         fields = [str(CORE_VERSION), str(self.app_version), self.network, self.address, self.protocol, certificate]
         if self.multiplex is not None:
             fields.append("true" if self.multiplex else "false")
@@ -133,6 +132,6 @@ def _certificate(text: str, raw: bytes) -> bytes | None:
     if len(text) <= _SHORTEST_CERTIFICATE:
         return None
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except binascii.Error as error:
         raise UnrecognizedOutput(f"{_seen(raw)}: the certificate is not base64. {_ADVICE}") from error
