@@ -119,6 +119,10 @@ def test_a_plugin_without_dataclasses_loads_neither_them_nor_what_only_they_need
     assert not {"dataclasses", "inspect", "ast", "dis"} & set(in_the_plugin)
 
 
+def test_a_plugin_whose_host_is_hybridload_loads_no_hpack(in_the_plugin: list[str]) -> None:
+    assert "hpack" not in in_the_plugin
+
+
 def test_an_authors_code_has_its_garbage_collected_but_what_serves_it_is_left_alone(
     in_the_plugin: list[str],
 ) -> None:

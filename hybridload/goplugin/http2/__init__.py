@@ -9,5 +9,5 @@ From the bottom up:
 - `timers`, `workers`: the few threads there are;
 - `channel` with `calls`: the client. `server` with `context`: the server.
 
-Importing `channel` or `server` imports no grpc; `hpack` is imported when the first connection is made.
+Importing `channel` or `server` imports no grpc; `hpack` is imported when a peer compresses its headers.
 """

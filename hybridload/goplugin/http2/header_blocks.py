@@ -1,10 +1,12 @@
 """Header compression (RFC 7541): blocks in, field lists out; fields in, blocks out.
 
-Decoding is the `hpack` package's. In front of it stands a cache: as long as a block leaves the dynamic table as it was,
-the same bytes mean the same fields, and a peer that calls one method over and over sends the same few bytes each time.
-
 Encoding needs no table: what we send is literal and never indexed, so a block that is constant is made once and used on
 every connection. It costs the peer about a microsecond and spares us all state.
+
+Decoding is the `hpack` package's, from the first block on that has more in it than what is sent here: a peer that is
+hybridload itself never sends such, and the package takes milliseconds and half a megabyte. In front of both stands a
+cache: as long as a block leaves the dynamic table as it was, the same bytes mean the same fields, and a peer that calls
+one method over and over sends the same few bytes each time.
 
 Each field list is judged once (RFC 9113, section 8) when it is decoded: `Block.kind` says what it can be, `problem`
 what is wrong with it.
@@ -33,6 +35,15 @@ _REQUIRED: Final = (b":method", b":scheme", b":path")
 _PER_CONNECTION: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
+# What is sent here of the static table (RFC 7541, appendix A): whole fields by their byte, names by their index.
+_FIELDS: Final = {
+    0x83: (b":method", b"POST"),
+    0x86: (b":scheme", b"http"),
+    0x88: (b":status", b"200"),
+}
+_NAMES: Final = {1: b":authority", 4: b":path", 31: b"content-type", 58: b"user-agent"}
+_FIELD_OVERHEAD: Final = 32
+"""What a field counts for in a list's size beside its bytes (RFC 9113, section 6.5.2)."""
 _CACHED_BLOCKS: Final = 64
 _CACHED_SIZE: Final = 1024
 
@@ -59,16 +70,11 @@ class Block:
 class BlockDecoder:
     """The decoding half of header compression, for one connection."""
 
-    __slots__ = ("_decoder", "_refused", "known")
+    __slots__ = ("_decoder", "_max_size", "known")
 
     def __init__(self, max_size: int) -> None:
-        # Here and not above: importing it takes milliseconds, which a plugin has better uses for while it starts.
-        from hpack import Decoder, HPACKError
-
-        # hpack writes debug records of every header of every call, and formats them whether anybody wants them or not.
-        logging.getLogger("hpack").setLevel(logging.INFO)
-        self._decoder: Decoder = Decoder(max_header_list_size=max_size)
-        self._refused = (HPACKError, IndexError, ValueError)
+        self._max_size = max_size
+        self._decoder: Decoder | None = None
         self.known: dict[bytes, Block] = {}
         """What blocks mean as long as the table stays as it is."""
 
@@ -77,28 +83,106 @@ class BlockDecoder:
         known = self.known.get(block)
         if known is not None:
             return known
-        before = self._table_state()
-        try:
-            headers = tuple((name, value) for name, value in self._decoder.decode(block, raw=True))
-        except self._refused as error:
-            too_large = type(error).__name__ == "OversizedHeaderListError"
-            code = ErrorCode.ENHANCE_YOUR_CALM if too_large else ErrorCode.COMPRESSION_ERROR
-            raise FrameError(code, f"header block refused: {error}") from error
-        decoded = judge(headers)
-        after = self._table_state()
-        if after[0] is not before[0] or after[1:] != before[1:]:
-            self.known.clear()
-        elif len(block) <= _CACHED_SIZE:
+        plain = plain_fields(block, self._max_size) if self._decoder is None else None
+        if plain is None:
+            before = self._table_state()
+            decoded = judge(self._with_hpack(block))
+            after = self._table_state()
+            if after[0] is not before[0] or after[1:] != before[1:]:
+                self.known.clear()
+                return decoded
+        else:
+            decoded = judge(plain)
+        if len(block) <= _CACHED_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
                 self.known.clear()
             self.known[block] = decoded
         return decoded
 
+    def _with_hpack(self, block: bytes) -> Headers:
+        from hpack import HPACKError, OversizedHeaderListError
+
+        try:
+            return tuple((name, value) for name, value in self._hpack.decode(block, raw=True))
+        except (HPACKError, IndexError, ValueError) as error:
+            too_large = isinstance(error, OversizedHeaderListError)
+            code = ErrorCode.ENHANCE_YOUR_CALM if too_large else ErrorCode.COMPRESSION_ERROR
+            raise FrameError(code, f"header block refused: {error}") from error
+
+    @property
+    def _hpack(self) -> Decoder:
+        if self._decoder is None:
+            from hpack import Decoder
+
+            # hpack writes debug records of every header of every call, and formats them whether anybody wants them.
+            logging.getLogger("hpack").setLevel(logging.INFO)
+            self._decoder = Decoder(max_header_list_size=self._max_size)
+        return self._decoder
+
     def _table_state(self) -> tuple[object, int, int]:
         """Differs after every insertion and change of size: a new entry is a new object at the front."""
-        table = self._decoder.header_table
+        table = self._hpack.header_table
         entries = table.dynamic_entries
         return (entries[0] if entries else None, len(entries), table.maxsize)
+
+
+def plain_fields(block: bytes, max_size: int) -> Headers | None:
+    """The fields of a block that has nothing but what is sent here; it leaves the dynamic table as it was.
+
+    :param max_size: as `BlockDecoder` has it.
+    :returns: `None` for any other block, one that is cut off or too large among them: hpack is to judge it.
+    """
+    fields: list[tuple[bytes, bytes]] = []
+    at, end, size = 0, len(block), 0
+    try:
+        while at < end:
+            first = block[at]
+            at += 1
+            field = _FIELDS.get(first)
+            if field is None:
+                if first == 0:
+                    name, at = _plain_text(block, at)
+                elif first < 15:
+                    name = _NAMES[first]
+                elif first == 15:
+                    name = _NAMES[block[at] + 15]
+                    at += 1
+                else:
+                    return None
+                value, at = _plain_text(block, at)
+                field = name, value
+            size += len(field[0]) + len(field[1]) + _FIELD_OVERHEAD
+            if size > max_size:
+                return None
+            fields.append(field)
+    except LookupError:
+        return None
+    return tuple(fields)
+
+
+def _plain_text(block: bytes, at: int) -> tuple[bytes, int]:
+    """A text without Huffman coding, and where it ends.
+
+    :raises LookupError: it is coded, or ends too late.
+    """
+    size = block[at]
+    at += 1
+    if size == 127:
+        shift = 0
+        more = 128
+        while more & 128:
+            more = block[at]
+            at += 1
+            size += (more & 127) << shift
+            shift += 7
+            if shift > 21:
+                raise LookupError("a number too large for any text")
+    elif size > 127:
+        raise LookupError("a Huffman code")
+    end = at + size
+    if end > len(block):
+        raise LookupError("the text is cut off")
+    return block[at:end], end
 
 
 def judge(headers: Headers) -> Block:
