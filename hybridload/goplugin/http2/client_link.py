@@ -260,8 +260,8 @@ class ClientLink(Link):
             return connection.window(call.stream_id) > 0
 
         if self.connection.due and not settled():
-            self.lock.release()
             try:
+                self.lock.release()
                 self._flush_for(call, guarded=True)  # it may be what opens the window
             finally:
                 self.lock.acquire()
@@ -357,14 +357,15 @@ class ClientLink(Link):
         if not reading:
             lock.acquire()
         try:
-            while call.status is None and (reading or not self._reading):
-                remaining = None if call.deadline is None else _remaining(call.deadline)
+            if reading:
                 try:
-                    if reading:
-                        reading = False
-                        self._read_in_role(remaining, call, alone)
-                    else:
-                        self._read(remaining, call)
+                    self._read_in_role(None if call.deadline is None else _remaining(call.deadline), call, alone)
+                except TimeoutError:
+                    pass
+                reading = False
+            while call.status is None and not self._reading:
+                try:
+                    self._read(None if call.deadline is None else _remaining(call.deadline), call)
                 except TimeoutError:
                     break
             if call.status is None and not self.wait_for(call, call.is_over, call.deadline, may_read=True):
@@ -372,7 +373,8 @@ class ClientLink(Link):
             if self.calls and not self._reading:
                 self._start_background()
         finally:
-            lock.release()
+            if not (reading and self._reading):  # else interrupted before it read, and without the lock
+                lock.release()
 
     def wait_for(
         self, call: Call, settled: Callable[[], bool], deadline: float | None, *, may_read: bool = False
@@ -404,28 +406,36 @@ class ClientLink(Link):
         :raises TimeoutError: nothing came.
         """
         self._reading = True
-        self.lock.release()
-        self._read_in_role(timeout, only, False)
+        try:
+            self.lock.release()  # in here, because Python looks for signals right after it
+            self._read_in_role(timeout, only, False)
+        finally:
+            if self._reading:  # interrupted before it read
+                self.lock.acquire()
+                self._reading = False
 
     def _read_in_role(self, timeout: float | None, only: Call | None, soon: bool) -> None:
         """As `_read`, for who has the role and not the lock. Ends without the role and with the lock."""
         failure = ""
         data = b""
         try:
-            if self.connection.due:
-                self._send_owed()  # what is due goes out before this thread is lost to reading
-            data = self.receive(timeout, soon)
-        except StreamError as error:
-            failure = str(error)
+            try:
+                if self.connection.due:
+                    self._send_owed()  # what is due goes out before this thread is lost to reading
+                data = self.receive(timeout, soon)
+            except StreamError as error:
+                failure = str(error)
+            finally:
+                try:
+                    self.lock.acquire()
+                finally:
+                    self._reading = False
         except TimeoutError:
             raise
         except BaseException:
             # Ctrl-C: some bytes may be lost, and with them the thread of what follows.
             self.stream.close()
             raise
-        finally:
-            self.lock.acquire()
-            self._reading = False
         if data:
             if only is None or not only.take_answer(data):
                 self._handle(self.connection.receive(data))

@@ -280,8 +280,8 @@ class NetRPCClient:
         gate = call.gate = call.gate or threading.Lock()
         gate.acquire(blocking=False)
         self._asleep[call] = None
-        self._lock.release()
         try:
+            self._lock.release()
             gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         finally:
             self._lock.acquire()
@@ -310,11 +310,11 @@ class NetRPCClient:
     def _read(self, timeout: float | None) -> None:
         """Receive once and settle the calls that are answered. Called with the lock held, which it lets go."""
         receive = self._stream.receive if len(self._calls) > 1 else self._receive_soon
-        self._lock.release()
         failure: StreamError | None = None
         replies: list[Reply] = []
         try:
             try:
+                self._lock.release()
                 data = receive(_CHUNK, timeout)
                 if not data:
                     raise StreamReset(f"{self._stream.peer} was ended by the other side")

@@ -232,12 +232,12 @@ class Mux:
         :param soon: see `MuxStream.receive_soon`.
         :return: what came for it; `None` when it was anything but one frame of its data. That has been handed out.
         """
+        timeout = MOMENT if timeout is None else min(timeout, MOMENT)
         if not self._reading.take():
             return None
-        timeout = MOMENT if timeout is None else min(timeout, MOMENT)
-        self._lock.release()
         try:
             try:
+                self._lock.release()
                 below, spinning = self._below, self._spinning
                 data = (spinning if soon else below).receive(_CHUNK, timeout)
                 if self._session.awaits_body(stream.stream_id, data):
@@ -260,8 +260,10 @@ class Mux:
                 self._on_failure(error)
                 raise
         finally:
-            self._lock.acquire()
-            self._reading.give_back()
+            try:
+                self._lock.acquire()
+            finally:
+                self._reading.give_back()
         return plain
 
     def _hand_out(self, event: Event) -> None:
@@ -553,8 +555,8 @@ class MuxStream:
         mux = self._mux
         with mux._lock:
             while not self._has_news():
-                mux._lock.release()
                 try:
+                    mux._lock.release()
                     more = mux._below.readable()
                 finally:
                     mux._lock.acquire()

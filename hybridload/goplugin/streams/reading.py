@@ -8,6 +8,8 @@ rules:
   impatient read for themselves. When its moment is over, a reader leaves the role to the watching thread and sleeps,
   so that it can be woken by what does not come over the connection, such as a `close` from another thread.
 - A reader that has what it wants passes the role to the impatient waiter that came last, if there is one.
+- Whoever is interrupted (Ctrl-C) neither keeps the role nor loses the lock. Python looks for signals after calls, so a
+  lock is let go inside the `try` that takes it back, and the role is given up before anybody is called to pass it on.
 - The watching thread reads while nobody is impatient: it answers pings, serves those who wait for long (a copier of
   standard output, a server between requests) and notices the end. It gives the role up when it has handed something to
   an impatient waiter, or sees one waiting: callers are active, and reading for them would cost them a change of threads
@@ -109,9 +111,10 @@ class Reading:
                 now = time.monotonic()
             return True
         finally:
-            waiters.remove(me)
             if self._reader is me:
+                self._reader = None
                 self._pass_on()
+            waiters.remove(me)
 
     def take(self) -> bool:
         """Take the role if nobody has it, in order to read for at most a `MOMENT`; `give_back` it after that.
@@ -126,6 +129,7 @@ class Reading:
 
     def give_back(self) -> None:
         """Called with the lock held."""
+        self._reader = None
         self._turns += 1
         self._pass_on()
 
@@ -150,6 +154,7 @@ class Reading:
             self._read_as(0)
         finally:
             if self._reader is me:
+                self._reader = None
                 self._pass_on()
         return True
 
@@ -165,8 +170,8 @@ class Reading:
 
     def _read_as(self, timeout: float) -> None:
         self._served_impatient = False
-        self._lock.release()
         try:
+            self._lock.release()
             self._read(timeout)
         except BaseException as error:
             self._on_failure(error)
@@ -180,8 +185,8 @@ class Reading:
         self._asleep.add(me)
         if time.monotonic() < me.impatient_until:
             self._callers[me] = None
-        self._lock.release()
         try:
+            self._lock.release()
             woken = me.gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         finally:
             self._lock.acquire()

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 
 from hybridload.goplugin.certificates import generate_certificate
-from hybridload.goplugin.http2 import frames
+from hybridload.goplugin.http2 import client_link, frames
 from hybridload.goplugin.http2.channel import Channel
 from hybridload.goplugin.http2.connection import Connection, Role
 from hybridload.goplugin.http2.events import HeadersReceived
@@ -669,6 +670,19 @@ def test_who_shares_a_connection_in_its_handshake_has_a_deadline_of_its_own() ->
         channel.close()
         patient.join()
     far.close()
+
+
+def test_whoever_is_interrupted_before_it_reads_hears_of_nothing_else(
+    dial: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Channel(dial, max_connections=1) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        echo(b"x", timeout=5)
+        with monkeypatch.context() as patched:
+            patched.setattr(client_link, "_remaining", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                echo(b"x", timeout=5)
+        assert echo(b"y", timeout=5) == b"y"
 
 
 def thread_kind() -> str:

@@ -206,6 +206,27 @@ def test_all_who_wait_learn_of_the_end(ends: tuple[NetRPCClient, Peer], pool: Th
         say(client, "too late")
 
 
+class Interrupting:
+    """A lock. Whoever lets go of it for a while is interrupted, once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._interrupts = True
+        self.acquire, self.locked = self._lock.acquire, self._lock.locked
+
+    def release(self) -> None:
+        self._lock.release()
+        if self._interrupts:
+            self._interrupts = False
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def failing(data: bytes) -> list[Reply]:
     raise ZeroDivisionError
 
@@ -221,6 +242,18 @@ def test_a_caller_that_is_interrupted_while_it_reads_ends_the_connection(
     assert sorted(type(failure).__name__ for failure in failures) == ["StreamReset", "StreamReset", "ZeroDivisionError"]
     with pytest.raises(StreamReset, match="ZeroDivisionError"):
         say(client, "too late")
+
+
+def test_a_caller_that_is_interrupted_when_it_has_let_go_of_the_lock_takes_it_back(
+    ends: tuple[NetRPCClient, Peer],
+) -> None:
+    """Where Python looks for signals: right after the call that lets it go."""
+    client, _ = ends
+    client._lock = lock = Interrupting()  # type: ignore[assignment]
+    client._may_follow = threading.Condition(lock)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        say(client, "x")
+    assert not lock.locked()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

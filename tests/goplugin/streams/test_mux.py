@@ -492,12 +492,13 @@ def test_whoever_is_interrupted_while_it_reads_ends_the_session(monkeypatch: pyt
 
 
 class Hooked:
-    """A lock with something to be done when it has just been taken, and just before it is released."""
+    """A lock with something to be done when it has just been taken, just before it is released, and just after."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.taken: Callable[[], None] = lambda: None
         self.releasing: Callable[[], None] = lambda: None
+        self.released: Callable[[], None] = lambda: None
 
     def acquire(self, blocking: bool = True) -> bool:
         got = self._lock.acquire(blocking)
@@ -508,6 +509,7 @@ class Hooked:
     def release(self) -> None:
         self.releasing()
         self._lock.release()
+        self.released()
 
     def locked(self) -> bool:
         return self._lock.locked()
@@ -517,6 +519,66 @@ class Hooked:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def receive_all_there_is(stream: MuxStream) -> object:
+    return stream.receive(timeout=5)
+
+
+def receive_a_little(stream: MuxStream) -> object:
+    return stream.receive(1, timeout=5)
+
+
+def for_ever(ask: Callable[[MuxStream], object], stream: MuxStream) -> None:
+    while True:
+        ask(stream)
+
+
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[MuxStream, MuxStream]]:
+    """A stream with nobody who reads for it at this end."""
+    near, far = socket_pair()
+    with monkeypatch.context() as patched:
+        patched.setattr(Reading, "start", lambda reading: None)
+        client = Mux(near, client=True)
+    with closing(Mux(far, client=False)) as server, closing(client):
+        yield stream_pair((client, server))
+        client._reading.start()
+
+
+@pytest.mark.parametrize("ask", [receive_all_there_is, receive_a_little, MuxStream.readable])
+def test_whoever_is_interrupted_when_it_has_let_go_of_the_lock_takes_it_back(
+    unwatched: tuple[MuxStream, MuxStream], ask: Callable[[MuxStream], object]
+) -> None:
+    """Where Python looks for signals: right after the call that lets it go."""
+    ours, theirs = unwatched
+    theirs.send(b"data")
+    client = ours._mux
+    client._lock = client._reading._lock = lock = Hooked()  # type: ignore[assignment]
+
+    def interrupt() -> None:
+        lock.released = lambda: None
+        raise KeyboardInterrupt
+
+    lock.released = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        ask(ours)
+    assert not lock.locked()
+
+
+@pytest.mark.parametrize("ask", [receive_all_there_is, receive_a_little, MuxStream.readable])
+def test_whoever_is_interrupted_while_it_passes_the_role_on_does_not_keep_it(
+    unwatched: tuple[MuxStream, MuxStream], ask: Callable[[MuxStream], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = unwatched
+    theirs.send(b"data")
+    with monkeypatch.context() as patched:
+        patched.setattr(Reading, "_heir", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            for_ever(ask, ours)  # what comes first may be for the session
+    theirs.send(b"more")
+    while not ours.receive(timeout=5).endswith(b"more"):
+        pass
 
 
 def test_what_is_queued_just_when_the_writing_thread_is_done_is_sent(
