@@ -5,10 +5,13 @@ Fork hooks belong to the process and can never be taken back, so there is one, a
 
 from __future__ import annotations
 
+import logging  # whose own hook has to come before ours, which may log
 import os
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _inherited: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
@@ -25,7 +28,10 @@ def after_fork(owner: _T, let_go: Callable[[_T], None]) -> None:
 
 def _let_go() -> None:
     for owner, let_go in list(_inherited.items()):
-        let_go(owner)
+        try:
+            let_go(owner)
+        except Exception:
+            logger.exception("a forked child could not let go of %r", owner)
 
 
 if hasattr(os, "register_at_fork"):

@@ -179,7 +179,7 @@ class Channel:
             except (PoolClosed, StreamError, TimeoutError) as error:
                 raise _not_connected(call, error) from error
             try:
-                alone, pool.latest = link is pool.latest, link
+                alone, pool.latest = pool.latest == id(link), id(link)
                 link.run(call, block, message, alone)
             except ConnectionClosed:
                 continue

@@ -76,8 +76,9 @@ class Pool:
         self._dialling = 0
         self._turns: deque[_Turn] = deque()
         self._closed = False
-        self.latest: ClientLink | None = None
-        """What the latest unary call went on. A caller that finds its own there again is probably alone."""
+        self.latest = 0
+        """The `id` of what the latest unary call went on, which may have ended and is not kept for this. A caller that
+        finds its own there again is probably alone."""
 
     def take(self) -> ClientLink:
         """A connection for one unary call. Give it back.

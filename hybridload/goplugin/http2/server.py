@@ -50,8 +50,9 @@ class Server:
         self.workers = Workers("hybridload-http2-serve")
         self.timers = Timers("hybridload-http2-serve-deadlines")
         self.watchdog = Watchdog("hybridload-http2-watchdog", self._snapshot)
-        self.latest: ServerLink | None = None
-        """The connection whose leader answered last. One that finds itself there again is probably the only one."""
+        self.latest = 0
+        """The `id` of the connection whose leader answered last, which may have ended and is not kept for this. One
+        that finds itself there again is probably the only one."""
         self.slow: dict[str, int] = {}
         """Methods that took long lately, and how often they must be quick before that is forgotten."""
         self._handlers = list(handlers)

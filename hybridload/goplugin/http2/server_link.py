@@ -132,7 +132,7 @@ class ServerLink(Link):
                 while self._ready:
                     if not self._run(self._ready.popleft(), term):
                         return
-                    alone, server.latest = server.latest is self, self
+                    alone, server.latest = server.latest == id(self), id(self)
                 if not self._read(alone):
                     break
         except WorkersClosed:

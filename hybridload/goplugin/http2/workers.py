@@ -49,11 +49,12 @@ class Workers:
                 return
             self._started += 1
             name = f"{self._name}-{self._started}"
-            thread = threading.Thread(target=self._work, args=(job,), name=name, daemon=True)
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
             # Those that ended are dropped here and not by themselves: `close` must not miss one on its last steps.
             self._threads = {each for each in self._threads if each.is_alive()}
             thread.start()
             self._threads.add(thread)
+            self._jobs.put(job)  # a thread keeps what it is started with until it ends
 
     def close(self, timeout: float | None = None) -> bool:
         """Take nothing more on, and join the threads: those that are idle at once, the others when they are done.
@@ -75,7 +76,8 @@ class Workers:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
-    def _work(self, job: Job | None) -> None:
+    def _work(self) -> None:
+        job = self._jobs.get()
         while job is not None:
             self._do(job)
             del job  # it may hold a request or an object of the user's

@@ -177,6 +177,8 @@ class SocketStream:
         return self._closed or self._ready(writing=False)
 
     def looker(self) -> Callable[[], bool]:
+        if not _CAN_POLL:
+            return self.readable
         try:
             look = _Readiness(self._socket).look
         except (OSError, ValueError):
@@ -259,8 +261,8 @@ class _Readiness:
                 self._poll.register(each, select.POLLOUT if writing else select.POLLIN)
 
     def look(self) -> bool:
-        """As `wait` with a time-out of 0."""
-        return bool(self._poll.poll(0)) if _CAN_POLL else self.wait(0)
+        """As `wait` with a time-out of 0, where the system can poll."""
+        return bool(self._poll.poll(0))
 
     def wait(self, timeout: float | None) -> bool:
         """:param timeout: in seconds; rounded up to milliseconds. `None` waits for ever."""

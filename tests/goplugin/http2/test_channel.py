@@ -25,6 +25,7 @@ from hybridload.goplugin.http2.connection import Connection, Role
 from hybridload.goplugin.http2.events import HeadersReceived
 from hybridload.goplugin.http2.header_blocks import encode
 from hybridload.goplugin.http2.server import Server
+from hybridload.goplugin.http2.server_link import ServerLink
 from hybridload.goplugin.http2.status import RpcError, Status, StatusCode, rpc_error
 from hybridload.goplugin.streams.base import StreamError
 from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
@@ -683,6 +684,23 @@ def test_whoever_is_interrupted_before_it_reads_hears_of_nothing_else(
             with pytest.raises(KeyboardInterrupt):
                 echo(b"x", timeout=5)
         assert echo(b"y", timeout=5) == b"y"
+
+
+def server_links() -> int:
+    gc.collect()
+    return sum(isinstance(each, ServerLink) for each in gc.get_objects())
+
+
+def test_a_server_keeps_nothing_of_a_connection_that_has_ended(dial: Dialler) -> None:
+    before = server_links()
+    with Channel(dial) as channel:
+        for _ in range(3):
+            channel.unary_unary("/t.T/Echo")(b"x")
+        assert server_links() > before
+    deadline = time.monotonic() + 10
+    while server_links() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def thread_kind() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -41,6 +42,26 @@ def test_idle_threads_are_used_again() -> None:
             time.sleep(0.001)
     assert names == {"test-1"}
     assert workers.close(5)
+
+
+def test_an_idle_thread_keeps_nothing_of_its_first_job() -> None:
+    workers = Workers("test")
+    done = threading.Event()
+
+    class Job:
+        def __call__(self) -> None:
+            done.set()
+
+    job = Job()
+    kept = weakref.ref(job)
+    workers.submit(job)
+    del job
+    assert done.wait(10)
+    deadline = time.monotonic() + 10
+    while kept() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    workers.close()
 
 
 def test_a_job_that_fails_costs_nothing_but_a_log_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hybridload.goplugin.certificates import generate_certificate
-from hybridload.goplugin.streams import reading
+from hybridload.goplugin.streams import reading, sockets
 from hybridload.goplugin.streams.base import Stream, StreamError
 from hybridload.goplugin.streams.mux import Mux
 from hybridload.goplugin.streams.sockets import socket_pair
@@ -160,3 +160,16 @@ def test_a_look_misses_nothing(
         assert look()
         ours.close()
         assert look()
+
+
+@pytest.mark.parametrize("can_poll", [True, False])
+def test_a_look_at_what_another_thread_closes_is_harmless(can_poll: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "_CAN_POLL", can_poll)
+    ours, theirs = socket_pair()
+    look = ours.looker()
+    assert not look()
+    ours._socket.close()  # the last step of `close`; that it had begun was not seen yet
+    look()
+    ours.close()
+    assert look()
+    theirs.close()
