@@ -128,11 +128,6 @@ def _binds(parameters: Iterable[Declared], positional: int, named: set[str]) -> 
     return not positional and not named
 
 
-def is_coroutine_function(function: FunctionType) -> bool:
-    """Whether a call of a function gives a coroutine."""
-    return called(function).coroutine
-
-
 def called(found: Any) -> Called:
     """What a call of something gives, as far as can be known."""
     function = plain_function(found)

@@ -30,7 +30,7 @@ from hybridload.contract.functions import (
     VAR_KEYWORD,
     VAR_POSITIONAL,
     Declared,
-    is_coroutine_function,
+    called,
     parameters_of,
 )
 from hybridload.contract.hints import HintReader, Misfit, Shape, has_anything, has_reference
@@ -446,7 +446,7 @@ class _Draft:
 
     def _result(self, function: Any, resolved: dict[str, Any], complaints: list[str]) -> tuple[Any, bool, bool]:
         """The result's hint or its item's, whether the method is asynchronous, and whether the result is a stream."""
-        coroutine = is_coroutine_function(function)
+        coroutine = called(function).coroutine
         if "return" not in resolved:
             complaints.append("the result has no type hint; write `-> None` when there is none")
             return None, coroutine, False

@@ -331,9 +331,14 @@ def test_asynchronous_methods_are_known() -> None:
 def test_signatures_keep_kinds_and_defaults() -> None:
     class Mixed(Protocol):
         def put(self, key: str, /, value: Annotated[int, Field(7)] = 3, *, deep: bool = False) -> None: ...
+        def take(self, key: str, other: str, /) -> Iterator[list[str]]: ...
+        def list(self, *, first: int, last: int | None = None) -> str: ...
 
-    (method,) = Contract(Mixed).complete().methods
+    method, taking, listing = Contract(Mixed).complete().methods
     assert str(method.signature) == "(key: str, /, value: int = 3, *, deep: bool = False) -> None"
+    assert method.declaration == f"put{method.signature}"
+    assert taking.declaration == "take(key: str, other: str, /) -> Iterator[list[str]]"
+    assert listing.declaration == f"list{listing.signature}" == "list(*, first: int, last: int | None = None) -> str"
     assert [(p.name, p.hint, p.number, p.default) for p in method.parameters[1:]] == [
         ("value", int, 7, 3),
         ("deep", bool, 3, False),
