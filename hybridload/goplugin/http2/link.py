@@ -14,9 +14,10 @@ other for ever. What a reader owes (answers to PING and SETTINGS, window updates
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from hybridload.goplugin.streams.base import Stream
+from hybridload.goplugin.streams.base import Buffer, Stream, StreamError
 from hybridload.goplugin.streams.spinning import Spinning
 
 from .connection import Connection
@@ -91,7 +92,7 @@ class Link:
                 with self.lock:
                     due = connection.data_to_send()
                 if due:
-                    self.stream.send_all(due)
+                    self._send(due)
             # What somebody added without waiting for us is ours to send too.
             if not connection.due:
                 return
@@ -113,10 +114,19 @@ class Link:
                         return False
                     due = connection.data_to_send()
                 if due:
-                    self.stream.send_all(due)
+                    self._send(due)
             finally:
                 self._sending.release()
         return True
+
+    def _send(self, due: Sequence[Buffer]) -> None:
+        try:
+            self.stream.send_all(due)
+        except StreamError:
+            raise
+        except BaseException:
+            self.stream.close()  # Ctrl-C: half a frame may have been sent, and nothing can follow it
+            raise
 
     def receive(self, timeout: float | None = None, soon: bool = False) -> bytes:
         """What comes next; ``b""`` at the end of the stream. Larger pieces while the peer has much to say.

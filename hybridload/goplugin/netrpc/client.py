@@ -249,6 +249,10 @@ class NetRPCClient:
             self._stream.send(unsent[0] if len(unsent) == 1 else b"".join(unsent))
         except StreamError as error:
             self._end(error)
+        except BaseException as error:
+            # Ctrl-C: what is lost may be others' calls, and types that the next ones are of.
+            self._end(StreamReset(f"sending on {self._stream.peer} was broken off on this side: {error!r}"))
+            raise
 
     # Waiting and reading
 

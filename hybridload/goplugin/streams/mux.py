@@ -340,6 +340,9 @@ class Mux:
             self._below.send_all(frames)
         except OSError as error:
             raise again(self._end(self._broken(error))) from error
+        except BaseException as error:  # Ctrl-C: half a frame may have been sent, and nothing can follow it
+            self._on_failure(error)
+            raise
 
     def _broken(self, error: OSError) -> StreamReset:
         return StreamReset(f"the connection under the yamux session with {self.peer} broke off: {error}")

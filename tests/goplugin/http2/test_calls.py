@@ -6,6 +6,7 @@ import gc
 import queue
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -204,10 +205,16 @@ def test_cancelling_a_stream_wakes_its_reader_and_reaches_the_handler(channel: A
 
 
 def test_a_callback_tells_of_the_end(channel: Any) -> None:
-    ended = threading.Event()
-    responses = channel.unary_stream("/t.T/Count")(b"10")
-    responses.add_callback(ended.set)
-    assert len(list(responses)) == 10
+    told, ended = threading.Event(), threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield b"x"
+        told.wait(5)  # or it may be over before anybody asks to be called back
+
+    responses = channel.stream_stream("/t.T/Chat")(requests())
+    assert responses.add_callback(ended.set)
+    told.set()
+    assert list(responses) == [b"<x>"]
     assert ended.wait(5)
     assert not responses.is_active()
 

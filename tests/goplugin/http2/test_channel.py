@@ -686,6 +686,23 @@ def test_whoever_is_interrupted_before_it_reads_hears_of_nothing_else(
         assert echo(b"y", timeout=5) == b"y"
 
 
+def test_whoever_is_interrupted_while_it_sends_ends_the_connection(
+    dial: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have sent half a frame."""
+    with Channel(dial, max_connections=1) as channel:
+        other = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(other) == b"first"
+        with monkeypatch.context() as patched:
+            patched.setattr(SocketStream, "send_all", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                channel.unary_unary("/t.T/Echo").future(b"x")
+        with pytest.raises(RpcError) as caught:
+            next(other)
+        assert name_of(caught) == "UNAVAILABLE"
+        assert channel.unary_unary("/t.T/Echo")(b"y", timeout=5) == b"y"
+
+
 def server_links() -> int:
     gc.collect()
     return sum(isinstance(each, ServerLink) for each in gc.get_objects())

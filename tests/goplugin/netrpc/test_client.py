@@ -244,6 +244,19 @@ def test_a_caller_that_is_interrupted_while_it_reads_ends_the_connection(
         say(client, "too late")
 
 
+def test_a_caller_that_is_interrupted_while_it_sends_ends_the_connection(
+    ends: tuple[NetRPCClient, Peer], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, peer = ends
+    other = pool.submit(say, client, "x")
+    peer.next_call()
+    monkeypatch.setattr(MuxStream, "send", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        say(client, "y")
+    with pytest.raises(StreamReset, match="KeyboardInterrupt"):
+        other.result(10)
+
+
 def test_a_caller_that_is_interrupted_when_it_has_let_go_of_the_lock_takes_it_back(
     ends: tuple[NetRPCClient, Peer],
 ) -> None:

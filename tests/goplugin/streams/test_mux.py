@@ -521,6 +521,17 @@ class Hooked:
         self.release()
 
 
+def test_whoever_is_interrupted_while_it_sends_ends_the_session(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have sent half a frame."""
+    ours, _ = stream_pair(ends)
+    with monkeypatch.context() as patched:
+        patched.setattr(SocketStream, "send_all", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ours.send(b"data")
+    with pytest.raises(StreamReset, match="KeyboardInterrupt"):
+        ends[0].accept(timeout=5)
+
+
 def receive_all_there_is(stream: MuxStream) -> object:
     return stream.receive(timeout=5)
 
