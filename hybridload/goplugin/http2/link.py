@@ -9,6 +9,8 @@ Two locks, always taken in this order, and never held while waiting for anything
 **A thread that reads never waits for the peer to read.** If it did, two of them, one at each end, could wait for each
 other for ever. What a reader owes (answers to PING and SETTINGS, window updates) it sends when that cannot block
 (`flush_without_waiting`), leaves to whoever is sending just now, or hands to a thread that may block.
+
+Whoever is interrupted (Ctrl-C) while it reads or writes closes the stream: nothing can follow half a frame.
 """
 
 from __future__ import annotations
