@@ -67,7 +67,7 @@ class MuxConfig:
 class Mux:
     """One end of a yamux session. Its streams are opened and accepted here.
 
-    :param below: carries the session, which owns it.
+    :param below: carries the session, which owns it: it is closed also where the session cannot begin.
     :param client: whether this is the end that made the connection; the two ends must differ.
     :param name: of the watching thread.
     """
@@ -98,7 +98,11 @@ class Mux:
         self._draining = False
         self._spinning = Spinning(below)  # for whoever has the role of reading
         self._reading = Reading(self._lock, self._read, self._on_time, self._on_failure, name)
-        self._reading.start()
+        try:
+            self._reading.start()
+        except BaseException:  # there is no thread to be had
+            below.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Mux with {self.peer}, {len(self._streams)} streams{', over' if self._ended else ''}>"

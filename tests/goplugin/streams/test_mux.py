@@ -459,6 +459,16 @@ def test_a_session_whose_threads_start_slowly_misses_nothing(monkeypatch: pytest
             assert [server.accept(timeout=5).stream_id for _ in opened] == [each.stream_id for each in opened]
 
 
+def test_a_session_that_cannot_begin_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = socket_pair()
+    with closing(far):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                Mux(near, client=True)
+        assert far.receive(timeout=5) == b""
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_mistake_in_the_watching_thread_ends_the_session(
     pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
