@@ -131,12 +131,13 @@ class Worker:
             return 0
         return os._exit(0) if how == "exit" else self.close_sockets()
     def close_sockets(self):
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                    os.close(int(name))
-            except OSError:
-                pass
+        for _ in range(2):  # one may be accepted while the others are closed
+            for name in os.listdir("/proc/self/fd"):
+                try:
+                    if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                        os.close(int(name))
+                except OSError:
+                    pass
         return 0
     def count(self, items):
         yield from range(items)

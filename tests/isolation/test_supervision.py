@@ -230,7 +230,8 @@ def test_without_health_checks_nobody_asks(employ: Employ) -> None:
 def test_a_plugin_whose_connection_breaks_is_replaced_though_it_lives(employ: Employ) -> None:
     work = employ()
     before = work.worker.pid()
-    with pytest.raises(PluginCrashed, match="broke its connection"):
+    # The other words where the supervisor was quicker to see it.
+    with pytest.raises(PluginCrashed, match=r"broke its connection|does not answer and was killed"):
         work.worker.close_sockets()
     work.story.wait_for("running")
     assert work.worker.pid() != before

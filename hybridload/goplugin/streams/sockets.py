@@ -229,7 +229,8 @@ class SocketStream:
                 return
             try:
                 if self._receiving.acquire(blocking=False):
-                    self._socket.close()
+                    with contextlib.suppress(OSError):  # somebody else has closed the descriptor
+                        self._socket.close()
                     self._receiving.release()
             finally:
                 self._sending.release()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -208,6 +210,15 @@ def test_closing_under_fire_lets_every_thread_out() -> None:
             assert not thread.is_alive()
         theirs.close()
         assert ours.fileno() == theirs.fileno() == -1
+
+
+def test_a_descriptor_that_somebody_else_has_closed_does_not_keep_it_from_being_closed(pair: Pair) -> None:
+    ours, theirs = pair
+    whole = ours._socket
+    with whole:
+        ours._socket = Mock(wraps=whole, close=Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")))
+        ours.close()
+        assert theirs.receive(timeout=5) == b""
 
 
 def test_readable_notices_bytes_and_the_end_and_never_waits(pair: Pair) -> None:
