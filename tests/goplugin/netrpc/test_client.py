@@ -250,6 +250,7 @@ def test_a_caller_that_is_interrupted_while_it_sends_ends_the_connection(
     client, peer = ends
     other = pool.submit(say, client, "x")
     peer.next_call()
+    eventually(lambda: client._reader is not None, "it waits, and sends for nobody else")
     monkeypatch.setattr(MuxStream, "send", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         say(client, "y")
