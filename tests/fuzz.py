@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["hybridload"]):
     from hybridload.goplugin.netrpc.gob import GobCorrupt, Interface, String
     from hybridload.goplugin.netrpc.rpc import RpcClient, RpcServer
     from hybridload.goplugin.streams.yamux import Session
-    from tests.goplugin.http2.test_connection import REQUEST, encode, greeted, take
+    from tests.goplugin.http2.test_connection import with_requests
     from tests.goplugin.netrpc.test_gob_hostile import LIMITS, RECEIVERS, SAMPLES, consume
 
 SERVICES = {"A": {"B": Interface(), "C": String()}}
@@ -60,12 +60,7 @@ def yamux(data: bytes) -> None:
 
 
 def http2(data: bytes) -> None:
-    role = Role.CLIENT if data[1] % 2 else Role.SERVER
-    connection = greeted(role)
-    if role is Role.CLIENT:
-        for _ in range(3):
-            connection.send_headers(connection.open_stream(), encode(REQUEST))
-        take(connection)
+    connection = with_requests(Role.CLIENT if data[1] % 2 else Role.SERVER)
     for piece in pieces(data):
         connection.receive(piece)
 

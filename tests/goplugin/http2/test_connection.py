@@ -44,6 +44,16 @@ def greeted(role: Role, **limits: Any) -> Connection:
     return connection
 
 
+def with_requests(role: Role) -> Connection:
+    """The same; a client has three calls under way, so that answers can come."""
+    connection = greeted(role)
+    if role is Role.CLIENT:
+        for _ in range(3):
+            connection.send_headers(connection.open_stream(), encode(REQUEST))
+        take(connection)
+    return connection
+
+
 def request_frame(stream_id: int, ends: bool = False, fields: Any = REQUEST) -> bytes:
     return frames.headers(stream_id, encode(fields), ends, 16384)
 
@@ -248,11 +258,7 @@ frame_like = st.builds(
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(Role), st.lists(frame_like, max_size=12))
 def test_any_frames_end_in_a_failure_or_go_on(role: Role, wire: list[bytes]) -> None:
-    connection = greeted(role)
-    if role is Role.CLIENT:
-        for _ in range(3):
-            connection.send_headers(connection.open_stream(), encode(REQUEST))
-        take(connection)
+    connection = with_requests(role)
     failed = False
     for frame in wire:
         events = connection.receive(frame)
