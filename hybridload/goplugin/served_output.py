@@ -23,10 +23,11 @@ import select
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, TextIO
+
+from hybridload.forks import after_fork
 
 STDOUT, STDERR = 1, 2
 """The channels: the descriptors' numbers, which are also those of go-plugin's stdio service."""
@@ -265,10 +266,7 @@ class ReplacedStreams:
         )
         sys.stdout, sys.stderr = self._ours
         self._active = True
-        if hasattr(os, "register_at_fork"):
-            # A hook cannot be taken back, so it must not keep this alive.
-            restore = weakref.WeakMethod(self.restore)
-            os.register_at_fork(after_in_child=lambda: (method := restore()) and method())
+        after_fork(self, ReplacedStreams.restore)
 
     def restore(self) -> None:
         """Put back what was there, unless somebody else has replaced it meanwhile. Safe to call twice."""
