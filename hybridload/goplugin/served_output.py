@@ -52,6 +52,7 @@ class OutputBuffer:
         self._size = 0
         self._dropped = 0
         self._readers = 0
+        self._was_read = False
         self._finished = False
         # Reentrant: a finalizer may print at any moment, also in a thread that is in here.
         self._changed = threading.Condition(threading.RLock())
@@ -83,6 +84,7 @@ class OutputBuffer:
         """Attach a reader, which must be closed."""
         with self._changed:
             self._readers += 1
+            self._was_read = True
             # Whoever printed before a reader came has waited for this; from now on no one waits without one.
             self._patience = 0.0
             self._changed.notify_all()
@@ -91,12 +93,15 @@ class OutputBuffer:
     def finish(self, timeout: float) -> bool:
         """Take no more, and wait until the readers have taken everything and are gone.
 
+        The first reader is waited for as well when there is something for it: a host asks for the output as soon as it
+        has connected, and one that ends its plugin right away may have been quicker than the thread that reads for it.
+
         :returns: whether that came within `timeout` seconds.
         """
         with self._changed:
             self._finished = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._readers, timeout)
+            return self._changed.wait_for(lambda: not self._readers and (self._was_read or not self._chunks), timeout)
 
     def rest(self) -> list[Chunk]:
         """Take out what no reader took."""

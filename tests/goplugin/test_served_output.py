@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -40,6 +41,30 @@ def test_order_is_kept_across_channels_and_small_writes_travel_together() -> Non
     assert buffer.finish(5)
     thread.join()
     assert chunks == [(STDOUT, b"ab"), (STDERR, b"c"), (STDOUT, b"d")]
+
+
+def test_a_first_reader_that_comes_late_gets_what_is_left() -> None:
+    buffer = OutputBuffer()
+    buffer.write(STDOUT, b"closing")
+    with ThreadPoolExecutor() as pool:
+        finished = pool.submit(buffer.finish, 20)
+        while not finished.running():
+            time.sleep(0.001)
+        with pytest.raises(TimeoutError):
+            finished.result(0.1)
+        thread, chunks = collect(buffer)
+        assert finished.result(20)
+    thread.join()
+    assert chunks == [(STDOUT, b"closing")]
+
+
+def test_a_first_reader_is_waited_for_only_where_there_is_something_for_it() -> None:
+    buffer = OutputBuffer()
+    assert buffer.finish(0)
+    buffer = OutputBuffer()
+    thread, _ = collect(buffer)
+    assert buffer.finish(20)
+    thread.join()
 
 
 def test_with_a_reader_nothing_is_lost_and_writers_wait() -> None:

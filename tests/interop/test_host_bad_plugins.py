@@ -29,7 +29,7 @@ from hybridload.goplugin import Client
 
 NewClient = Callable[..., Client]
 
-MARGIN = 1.0
+MARGIN = 5.0
 """Seconds that killing and cleaning up may take after the start timeout, on a machine that is busy."""
 TEN_MEGABYTES = str(10 * 1024 * 1024)
 

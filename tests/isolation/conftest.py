@@ -216,7 +216,7 @@ class Workplace:
         """A call that was entered, on a thread of its own, and goes on until there is a file."""
         file = str(self.folder / f"go{next(_NUMBERS)}")
         call = in_thread(method, file)
-        wait_until(lambda: os.path.exists(f"{file}.entered"))
+        wait_until(lambda: os.path.exists(f"{file}.entered") and os.path.getsize(f"{file}.entered") > 0)
         return call, file
 
 

@@ -260,9 +260,9 @@ def test_a_slow_method_does_not_hold_up_others(hire: Hire, tmp_path: Path) -> No
 
 
 def test_a_late_answer_is_nobodys(hire: Hire, tmp_path: Path) -> None:
-    loader, worker = hire("call_timeout = 0.3")
+    loader, worker = hire("call_timeout = 2.0")
     file = str(tmp_path / "go")
-    with pytest.raises(CallTimeout, match=r"'worker' did not answer within 0\.3 s"):
+    with pytest.raises(CallTimeout, match=r"'worker' did not answer within 2 s"):
         worker.wait_for(file)
     Path(file).touch()  # now it is answered
     pid = worker.pid()
@@ -394,7 +394,7 @@ def test_what_hangs_is_found_and_replaced(hire: Hire, tmp_path: Path) -> None:
 def test_over_netrpc_a_deadline_cancels_no_work_and_holds_for_nothing_called_back(hire: Hire, tmp_path: Path) -> None:
     _, worker = hire()
     file = str(tmp_path / "go")
-    with deadline(0.2), pytest.raises(CallTimeout):
+    with deadline(2.0), pytest.raises(CallTimeout):
         asyncio.run(worker.async_wait_for(file))
     Path(file).touch()
     wait_until(Path(f"{file}.done").exists)  # over gRPC it is cancelled: see tests/behaviour/test_deadlines.py

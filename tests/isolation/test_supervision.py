@@ -190,7 +190,7 @@ def test_to_load_what_crashed_starts_it_at_once(employ: Employ) -> None:
 
 
 def test_what_hangs_is_found_and_replaced(employ: Employ) -> None:
-    work = employ("health_interval = 0.1", "health_timeout = 0.3")
+    work = employ("health_interval = 0.1", "health_timeout = 2.0")
     call, _ = work.in_the_middle(work.worker.wait_for)
     before = work.kill(signal.SIGSTOP)
     with pytest.raises(PluginCrashed, match="does not answer and was killed"):

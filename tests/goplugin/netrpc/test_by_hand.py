@@ -516,7 +516,7 @@ def test_late_answers_are_passed_over(connected: Callable[[object], NetRPCClient
 
     def give_up(number: int) -> None:
         with pytest.raises(TimeoutError):
-            client.call("Plugin.Wait", number, timeout=0.05)
+            client.call("Plugin.Wait", number, timeout=0.5)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(give_up, range(24)))

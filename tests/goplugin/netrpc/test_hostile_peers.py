@@ -352,7 +352,7 @@ def test_a_host_refuses_a_session_that_is_none(hosted: Any, sent: bytes) -> None
 
 def test_a_host_does_not_wait_for_ever_for_the_first_answer(hosted: Any) -> None:
     with pytest.raises(StartTimeout, match="nothing came within the start timeout"):
-        hosted("silent", start_timeout=1.0).start()
+        hosted("silent", start_timeout=5.0).start()
 
 
 def test_a_plugin_that_hangs_up_at_once_is_named(hosted: Any) -> None:
