@@ -132,7 +132,7 @@ def test_every_method_has_values() -> None:
 def test_values_come_back_equal(name: str) -> None:
     method = WIRE.methods[name]
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(VALUES[name])
     def round_trip(value: Any) -> None:
         (received,), kwargs = method.decode_arguments(method.encode_arguments((value,), {}, None), None)

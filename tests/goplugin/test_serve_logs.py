@@ -187,7 +187,7 @@ def test_many_fields_fit_into_a_line(pipe: Pipe, logger: logging.Logger) -> None
     assert max(map(len, pipe.raw().splitlines())) < 65_000
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     message=st.text(st.characters(exclude_categories=["Cs"]), max_size=200),
     name=st.text(max_size=20),

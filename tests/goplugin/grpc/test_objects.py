@@ -256,7 +256,7 @@ def test_callbacks_that_fail_leave_nothing_either(party: Any) -> None:
 def test_an_object_that_nobody_takes_is_given_up(
     start: Callable[..., Client], connection: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "UNCLAIMED", 0.5)
+    monkeypatch.setattr(objects, "UNCLAIMED", 3.0)
     contract = Contract(callback_plugin.Guest, service="party.Party")
     guest = start(plugins={"party": contract}, **connection).dispense("party")
     assert guest.tell(Ear(), "x", Ear()) == "ear heard x"

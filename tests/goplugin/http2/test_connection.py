@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hpack import Encoder
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -200,10 +200,10 @@ class TwoEnds(RuleBasedStateMachine):
 
 
 TestTwoEnds = TwoEnds.TestCase
-TestTwoEnds.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTwoEnds.settings = settings(max_examples=60, stateful_step_count=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_the_same_bytes_mean_the_same_however_they_are_cut(data: st.DataObject) -> None:
     wire = (
@@ -232,7 +232,7 @@ def test_the_same_bytes_mean_the_same_however_they_are_cut(data: st.DataObject) 
     assert any(isinstance(event, StreamEnded) and event.stream_id == 5 for event in events)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(Role), st.binary(max_size=400), st.integers(1, 50))
 def test_noise_ends_in_a_failure_or_in_waiting(role: Role, noise: bytes, step: int) -> None:
     connection = greeted(role)
@@ -255,7 +255,7 @@ frame_like = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(st.sampled_from(Role), st.lists(frame_like, max_size=12))
 def test_any_frames_end_in_a_failure_or_go_on(role: Role, wire: list[bytes]) -> None:
     connection = with_requests(role)
@@ -267,7 +267,7 @@ def test_any_frames_end_in_a_failure_or_go_on(role: Role, wire: list[bytes]) -> 
     assert failed == connection.failed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_header_block_ends_in_a_failure_or_an_event(block: bytes) -> None:
     connection = greeted(Role.SERVER)
@@ -314,7 +314,7 @@ def parts_of(role: Role, stream_id: int) -> st.SearchStrategy[list[bytes]]:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), st.sampled_from(Role), st.integers(1, 3))
 def test_the_short_way_through_gives_what_the_long_way_gives(data: st.DataObject, role: Role, rounds: int) -> None:
     short, long = greeted(role), greeted(role)
@@ -355,7 +355,7 @@ def test_the_short_way_through_gives_what_the_long_way_gives(data: st.DataObject
         assert short._highest_peer_id == long._highest_peer_id
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.sampled_from(Role), st.integers(0, 200), st.integers(0, 255), st.sampled_from(["change", "insert", "cut"]))
 def test_the_short_way_lets_no_wrong_byte_through(role: Role, place: int, byte: int, how: str) -> None:
     short, long = greeted(role), greeted(role)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridload.goplugin.netrpc.gob import (
@@ -328,7 +328,7 @@ def consume(stream: bytes, receivers: list[Any], size: int) -> None:
         return
 
 
-fuzzing = settings(max_examples=400, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+fuzzing = settings(max_examples=400, deadline=20_000)
 receiving = st.lists(st.sampled_from(RECEIVERS), min_size=1, max_size=4)
 sizes = st.sampled_from([1, 3, 10_000])
 

@@ -89,7 +89,7 @@ scripts = st.builds(
 
 
 @pytest.mark.parametrize("connected", [tls, yamux, tls_over_yamux], ids=lambda make: make.__name__)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.tuples(scripts, scripts))
 def test_data_is_whole_or_the_end_has_a_name(
     connected: Callable[[], object], pool: ThreadPoolExecutor, both: tuple[Script, Script]

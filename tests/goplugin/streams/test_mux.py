@@ -403,7 +403,7 @@ def send_for_ever(stream: Stream, data: bytes) -> None:
         stream.send(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(min_size=1, max_size=200))
 def test_hostile_bytes_neither_hang_nor_crash_a_session(hostile: bytes) -> None:
     near, far = socket_pair()

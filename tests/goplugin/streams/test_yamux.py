@@ -602,7 +602,7 @@ class TwoEnds(RuleBasedStateMachine):
 
 
 TestTwoEnds: Callable[[], object] = TwoEnds.TestCase
-TestTwoEnds.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)  # type: ignore[attr-defined]
+TestTwoEnds.settings = settings(max_examples=60, stateful_step_count=60)  # type: ignore[attr-defined]
 
 
 _CHUNKS = st.lists(
@@ -620,7 +620,6 @@ _CHUNKS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(_CHUNKS, st.integers(0, 30), st.sampled_from(["open", "closed", "finished"]))
 def test_the_short_way_in_ends_where_the_long_one_does(chunks: list[bytes], cut: int, state: str) -> None:
     short, long = Session(client=True), Session(client=True)
