@@ -60,6 +60,7 @@ def _preload() -> None:
     from hybridload.goplugin.grpc import direct_engine, serving  # noqa: F401
 
     kinds_contract().complete().wire()
+    _forget_folders()
 
 
 def _preload_tls() -> None:
@@ -68,6 +69,15 @@ def _preload_tls() -> None:
     from hybridload.goplugin.streams import tls  # noqa: F401
 
     generate_certificate()
+    _forget_folders()
+
+
+def _forget_folders() -> None:
+    """Have a forked process look into folders by itself: what has been installed or written since is to be found.
+
+    Done before it is forked: what is given up after that is copied first.
+    """
+    sys.path_importer_cache.clear()
 
 
 def _serve(connection: socket.socket) -> dict[str, Any] | None:
@@ -136,13 +146,15 @@ def _become(request: Mapping[str, Any], own_path: Sequence[str], child_signal: _
     for each in request["limits"]:
         _limit(*map(int, each.split(":")))
     environment: Mapping[str, str] = request["environment"]
-    os.environ.clear()
-    os.environ.update(environment)
+    for key in [key for key in os.environ if key not in environment]:
+        del os.environ[key]
+    for key, value in environment.items():  # most of them are as they were
+        if os.environ.get(key) != value:
+            os.environ[key] = value
     time.tzset()  # the C library looks at TZ once
     sys.argv[:] = ["-c", *request["arguments"]]
     sys.path[:] = own_path
     extend_import_path(os.environ)
-    sys.path_importer_cache.clear()  # what has been installed or written since is to be found
     program = vars(sys.modules["__main__"])
     for name in [name for name in program if not name.startswith("__")]:
         del program[name]
