@@ -71,16 +71,17 @@ class Call(Inbox):
 
         For a unary call that only the thread which makes it knows of: nobody else is told of its end.
         """
-        link = self.link
-        if link.last_trailers is None or link.last_headers is None or self._headers_seen or self.status is not None:
+        if self.status is not None:
             return False
+        link = self.link
         answer = link.connection.receive_answer(self.stream_id, data, self.max_receive)
         if answer is None:
             return False
         headers, message, trailers = answer
         self.messages.append(message)
-        if headers is link.last_headers[0] and trailers is link.last_trailers:
-            self.initial = link.last_headers[1]
+        last = link.last_headers
+        if last is not None and headers is last[0] and trailers is link.last_trailers:
+            self.initial = last[1]
             self.status = OK
             del link.calls[self.stream_id]
         else:

@@ -38,7 +38,7 @@ from enum import Enum
 from struct import Struct
 from typing import Final
 
-from . import frames
+from . import frames, patterns
 from .events import (
     ConnectionFailed,
     DataReceived,
@@ -54,6 +54,7 @@ from .events import (
 from .frames import ErrorCode, FrameError, Setting
 from .header_blocks import REQUEST, RESPONSE, TRAILERS, Block, BlockDecoder
 from .limits import Budget, Limits
+from .patterns import Pattern
 
 Buffer = bytes | memoryview
 
@@ -65,12 +66,17 @@ _JOINED_DATA: Final = 16384
 """Below this size a frame's header and payload become one object; from it on, the payload is passed on as it is."""
 
 
-_DATA_HEADER: Final = Struct(">HBBBLBL")
-"""The header of a DATA frame and the prefix of a gRPC message behind it."""
+_HEADER: Final = Struct(">LBL")
+"""A frame's header, with length and kind as one number: ``length << 8 | kind``."""
+_DATA_HEADER: Final = Struct(">LBLBL")
+"""The same of a DATA frame, and the prefix of a gRPC message behind it."""
 
-_pack, _unpack = frames.HEADER.pack, frames.HEADER.unpack_from
+_pack, _unpack = _HEADER.pack, _HEADER.unpack_from
 _pack_message, _unpack_message = _DATA_HEADER.pack, _DATA_HEADER.unpack_from
+_unpack_control = patterns.CONTROL.unpack_from
 
+_PING_ACK: Final = frames.ping(b"", ack=True)
+_PING_ACK_SIZE: Final = len(_PING_ACK) + 8
 _SHORTEST_REQUEST: Final = frames.HEADER.size + _DATA_HEADER.size
 _SHORTEST_ANSWER: Final = _SHORTEST_REQUEST + frames.HEADER.size
 
@@ -144,6 +150,8 @@ class Connection:
         self._first_kind = REQUEST if self._is_server else RESPONSE
         self._decoder = BlockDecoder(self.limits.max_headers)
         self._known_blocks = self._decoder.known
+        self._patterns = self._decoder.patterns
+        self._last_length = 0  # of what could be a pattern: the second of a length is made one
         self._streams: dict[int, _Stream] = {}
         self._reset_ids: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         self._next_id = 1
@@ -256,9 +264,9 @@ class Connection:
         if self.failed or self.going_away or stream_id > frames.LARGEST_STREAM_ID:
             raise ConnectionClosed("the connection takes no more streams")
         data = (
-            _pack(length >> 8, length & 255, 1, 4, stream_id)
+            _pack(length << 8 | 1, 4, stream_id)
             + block
-            + _pack_message(size >> 8, size & 255, 0, 1, stream_id, compressed, size - 5)
+            + _pack_message(size << 8, 1, stream_id, compressed, size - 5)
             + message
         )
         self._next_id = stream_id + 2
@@ -292,11 +300,11 @@ class Connection:
         ):
             return False
         self.due.append(
-            _pack(length >> 8, length & 255, 1, 4, stream_id)
+            _pack(length << 8 | 1, 4, stream_id)
             + head
-            + _pack_message(size >> 8, size & 255, 0, 0, stream_id, compressed, size - 5)
+            + _pack_message(size << 8, 0, stream_id, compressed, size - 5)
             + message
-            + _pack(last >> 8, last & 255, 1, 5, stream_id)
+            + _pack(last << 8 | 1, 5, stream_id)
             + trailers
         )
         self._send_window -= size
@@ -461,23 +469,42 @@ class Connection:
             return None
         position = increment = 0
         ping = b""
+        pattern = self._patterns.get(end)
+        if pattern is not None:
+            position = pattern.position
+            first, one, second, two, third, message, fourth, three, fifth = pattern.unpack(data, position)
+            if (
+                one == two == three == stream_id
+                and (first, second, third, fourth, fifth) == pattern.like
+                and pattern.length <= stream.receive_window
+                and (max_size is None or pattern.size <= max_size)
+                and (not position or self._take_control(data))
+            ):
+                self._receive_window -= pattern.length
+                self._useful += _FORGIVEN_BY_HEADERS
+                if stream.sending:
+                    stream.receiving = False
+                else:
+                    del self._streams[stream_id]
+                return pattern.headers, message, pattern.trailers
+            position = 0
         if data[3] != 1:
             found = self._skip_control(data)
             if found is None:
                 return None
             position, increment, ping = found
-        high, low, kind, flags, number = _unpack(data, position)
+        what, flags, number = _unpack(data, position)
         start = position + 9
-        after = start + low
-        if high or kind != 1 or flags != 4 or number != stream_id or after + 23 > end:
+        after = start + (what >> 8)
+        if what & 255 != 1 or flags != 4 or number != stream_id or after + 23 > end:
             return None
-        high, low, kind, flags, number, compressed, size = _unpack_message(data, after)
-        length = high << 8 | low
+        what, flags, number, compressed, size = _unpack_message(data, after)
+        length = size + 5
         last = after + 9 + length
-        if kind or flags or number != stream_id or compressed or size + 5 != length or last + 9 > end:
+        if what != length << 8 or flags or number != stream_id or compressed or last + 9 > end:
             return None
-        high, low, kind, flags, number = _unpack(data, last)
-        if kind != 1 or flags != 5 or number != stream_id or high or last + 9 + low != end:
+        what, flags, number = _unpack(data, last)
+        if what & 255 != 1 or flags != 5 or number != stream_id or last + 9 + (what >> 8) != end:
             return None
         known = self._known_blocks
         head = known.get(data[start:after])
@@ -499,6 +526,8 @@ class Connection:
             stream.receiving = False
         else:
             del self._streams[stream_id]
+        if self._learns(data, position):
+            self._patterns[end] = Pattern(data, position, after - start, size, head.headers, tail.headers)
         return head.headers, data[after + 14 : last], tail.headers
 
     def receive_request(self, data: bytes, max_size: int | None) -> tuple[int, Headers, bytes] | None:
@@ -516,19 +545,36 @@ class Connection:
             return None
         position = increment = 0
         ping = b""
+        pattern = self._patterns.get(end)
+        if pattern is not None:
+            position = pattern.position
+            first, stream_id, second, number, third, message = pattern.unpack(data, position)
+            if (
+                number == stream_id
+                and (first, second, third) == pattern.like
+                and self._highest_peer_id < stream_id <= frames.LARGEST_STREAM_ID
+                and stream_id & 1
+                and pattern.length <= self._stream_window
+                and (max_size is None or pattern.size <= max_size)
+                and len(self._streams) < self.limits.max_streams
+                and (not position or self._take_control(data))
+            ):
+                self._begin_whole(stream_id, pattern.length)
+                return stream_id, pattern.headers, message
+            position = 0
         if data[3] != 1:
             found = self._skip_control(data)
             if found is None:
                 return None
             position, increment, ping = found
-        high, low, kind, flags, stream_id = _unpack(data, position)
+        what, flags, stream_id = _unpack(data, position)
         start = position + 9
-        after = start + low
-        if high or kind != 1 or flags != 4 or stream_id <= self._highest_peer_id or after + 14 > end:
+        after = start + (what >> 8)
+        if what & 255 != 1 or flags != 4 or stream_id <= self._highest_peer_id or after + 14 > end:
             return None
-        high, low, kind, flags, number, compressed, size = _unpack_message(data, after)
-        length = high << 8 | low
-        if kind or flags != 1 or number != stream_id or compressed or size + 5 != length or after + 9 + length != end:
+        what, flags, number, compressed, size = _unpack_message(data, after)
+        length = size + 5
+        if what != length << 8 or flags != 1 or number != stream_id or compressed or after + 9 + length != end:
             return None
         block = self._known_blocks.get(data[start:after])
         if (
@@ -541,16 +587,51 @@ class Connection:
             or len(self._streams) >= self.limits.max_streams
         ):
             return None
-        self._receive_window -= length
-        self._useful += _FORGIVEN_BY_HEADERS
         if position:
             self._commit_control(increment, ping)
+        self._begin_whole(stream_id, length)
+        if self._learns(data, position):
+            self._patterns[end] = Pattern(data, position, after - start, size, block.headers)
+        return stream_id, block.headers, data[after + 14 :]
+
+    def _begin_whole(self, stream_id: int, length: int) -> None:
+        """The peer has opened a stream and said all on it, in a DATA frame of that length."""
+        self._receive_window -= length
+        self._useful += _FORGIVEN_BY_HEADERS
         self._highest_peer_id = stream_id
-        window = self._stream_window - length
-        self._streams[stream_id] = stream = _Stream(stream_id, self._initial_send_window, window)
+        self._streams[stream_id] = stream = _Stream(stream_id, self._initial_send_window, self._stream_window - length)
         stream.receiving = False
         stream.received_headers = True
-        return stream_id, block.headers, data[after + 14 :]
+
+    def _learns(self, data: bytes, position: int) -> bool:
+        """Whether a pattern is to be made of what was read: where the one before was as long."""
+        end = len(data)
+        if end != self._last_length:
+            self._last_length = end
+            return False
+        if end > patterns.LARGEST or not patterns.control_before(data, position):
+            return False
+        if len(self._patterns) >= patterns.MOST:
+            self._patterns.clear()
+        return True
+
+    def _take_control(self, data: bytes) -> bool:
+        """What `patterns.CONTROL` describes takes effect. False, and nothing has, where it is something else."""
+        update, increment, pinged, ping = _unpack_control(data)
+        window = self._send_window
+        if (
+            update != patterns.UPDATE_HEADER
+            or pinged != patterns.PING_HEADER
+            or self._control_size
+            or window <= 0
+            or not 0 < increment <= frames.LARGEST_WINDOW - window
+        ):
+            return False
+        self._send_window = window + increment
+        self._useful -= 1  # as in `_commit_control`
+        self._control_size = _PING_ACK_SIZE
+        self.due.append(_PING_ACK + ping)
+        return True
 
     def _skip_control(self, data: bytes) -> tuple[int, int, bytes] | None:
         """Where the first HEADERS is, and what PING and WINDOW_UPDATE before it say; none where that is not all."""
@@ -560,29 +641,30 @@ class Connection:
         ping = b""
         end = len(data)
         while position + 9 <= end:
-            high, low, kind, flags, stream_id = _unpack(data, position)
-            if kind == 1:
+            what, flags, stream_id = _unpack(data, position)
+            if what & 255 == 1:
                 return position, increment, ping
             body = position + 9
-            position = body + low
-            if high or stream_id or flags or position > end:
+            position = body + (what >> 8)
+            if stream_id or flags or position > end:
                 return None
-            if kind == 8 and low == 4 and not increment and self._send_window > 0:
+            if what == 4 << 8 | 8 and not increment and self._send_window > 0:
                 increment = int.from_bytes(data[body:position], "big")
                 if not 0 < increment <= frames.LARGEST_WINDOW - self._send_window:
                     return None
-            elif kind == 6 and low == 8 and not ping:
+            elif what == 8 << 8 | 6 and not ping:
                 ping = data[body:position]
             else:
                 return None
         return None
 
     def _commit_control(self, increment: int, ping: bytes) -> None:
-        """What was skipped takes effect."""
+        """What came before a call takes effect. Nothing of its kind is due yet."""
         self._send_window += increment
         if ping:
             self._useful -= 1  # one is always covered by the headers that came with it
-            self._queue_control(frames.ping(ping, ack=True))
+            self._control_size = _PING_ACK_SIZE
+            self.due.append(_PING_ACK + ping)
 
     def _parse(self, data: bytes) -> None:
         position = 0

@@ -26,6 +26,8 @@ from .frames import ErrorCode, FrameError
 if TYPE_CHECKING:
     from hpack import Decoder
 
+    from .patterns import Pattern
+
 REQUEST: Final = "request"
 RESPONSE: Final = "response"
 TRAILERS: Final = "trailers"
@@ -70,13 +72,15 @@ class Block:
 class BlockDecoder:
     """The decoding half of header compression, for one connection."""
 
-    __slots__ = ("_decoder", "_max_size", "known")
+    __slots__ = ("_decoder", "_max_size", "known", "patterns")
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
         self._decoder: Decoder | None = None
         self.known: dict[bytes, Block] = {}
         """What blocks mean as long as the table stays as it is."""
+        self.patterns: dict[int, Pattern] = {}
+        """What whole calls are like, by length: for the same time."""
 
     def decode(self, block: bytes) -> Block:
         """:raises FrameError: the block is not valid, or too large. The connection is lost: tables have diverged."""
@@ -90,6 +94,7 @@ class BlockDecoder:
             after = self._table_state()
             if after[0] is not before[0] or after[1:] != before[1:]:
                 self.known.clear()
+                self.patterns.clear()
                 return decoded
         else:
             decoded = judge(plain)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from hybridload.goplugin.http2 import frames
+from hybridload.goplugin.http2 import frames, patterns
 from hybridload.goplugin.http2.connection import Connection, ConnectionClosed, Role, StreamClosed
 from hybridload.goplugin.http2.events import (
     ConnectionFailed,
@@ -29,6 +29,7 @@ from hybridload.goplugin.http2.limits import Limits
 REQUEST = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/t.T/Echo"), (b"te", b"trailers"))
 RESPONSE = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 TRAILERS = ((b"grpc-status", b"0"),)
+UPDATE_AND_PING = frames.window_update(0, 5) + frames.ping(b"12345678", ack=False)
 
 
 def take(connection: Connection) -> bytes:
@@ -315,7 +316,7 @@ def parts_of(role: Role, stream_id: int) -> st.SearchStrategy[list[bytes]]:
 
 
 @settings(max_examples=400)
-@given(st.data(), st.sampled_from(Role), st.integers(1, 3))
+@given(st.data(), st.sampled_from(Role), st.integers(1, 6))
 def test_the_short_way_through_gives_what_the_long_way_gives(data: st.DataObject, role: Role, rounds: int) -> None:
     short, long = greeted(role), greeted(role)
     for turn in range(rounds):
@@ -356,18 +357,28 @@ def test_the_short_way_through_gives_what_the_long_way_gives(data: st.DataObject
 
 
 @settings(max_examples=600)
-@given(st.sampled_from(Role), st.integers(0, 200), st.integers(0, 255), st.sampled_from(["change", "insert", "cut"]))
-def test_the_short_way_lets_no_wrong_byte_through(role: Role, place: int, byte: int, how: str) -> None:
+@given(
+    st.sampled_from(Role),
+    st.sampled_from([b"", UPDATE_AND_PING, UPDATE_AND_PING[:13], UPDATE_AND_PING[13:]]),
+    st.integers(0, 3),
+    st.integers(0, 200),
+    st.integers(0, 255),
+    st.sampled_from(["change", "insert", "cut"]),
+)
+def test_the_short_way_lets_no_wrong_byte_through(
+    role: Role, prefix: bytes, others: int, place: int, byte: int, how: str
+) -> None:
     short, long = greeted(role), greeted(role)
-    for stream_id, damaged in ((1, False), (3, True)):
+    for stream_id in range(1, 2 * others + 5, 2):
+        damaged = stream_id == 2 * others + 3
         if role is Role.CLIENT:
             for connection in (short, long):
                 connection.send_headers(connection.open_stream(), encode(REQUEST), end_stream=True)
                 take(connection)
-            wire = frames.ping(b"12345678", ack=False) + frames.headers(stream_id, encode(RESPONSE), False, 16384)
+            wire = prefix + frames.headers(stream_id, encode(RESPONSE), False, 16384)
             wire += data_frame(stream_id, b"\0\0\0\0\5hello") + frames.headers(stream_id, encode(TRAILERS), True, 16384)
         else:
-            wire = frames.window_update(0, 5) + frames.headers(stream_id, encode(REQUEST), False, 16384)
+            wire = prefix + frames.headers(stream_id, encode(REQUEST), False, 16384)
             wire += data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM)
         if damaged:
             at = place % len(wire)
@@ -395,7 +406,8 @@ def test_the_short_way_lets_no_wrong_byte_through(role: Role, place: int, byte: 
 def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
     connection = greeted(Role.CLIENT)
     taken = []
-    for stream_id in (1, 3, 5):
+    for stream_id, message in enumerate([b"first", b"hello", b"three", b"again", b"longer", b"short", b"other"]):
+        stream_id = 2 * stream_id + 1
         assert connection.ask(encode(REQUEST), b"hi", 0) == (
             stream_id,
             request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\2hi", frames.END_STREAM),
@@ -404,7 +416,7 @@ def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
             frames.window_update(0, 5)
             + frames.ping(b"12345678", ack=False)
             + frames.headers(stream_id, encode(RESPONSE), False, 16384)
-            + data_frame(stream_id, b"\0\0\0\0\5hello")
+            + data_frame(stream_id, b"\0\0\0\0" + bytes((len(message),)) + message)
             + frames.headers(stream_id, encode(TRAILERS), True, 16384)
         )
         answer = connection.receive_answer(stream_id, wire, None)
@@ -413,13 +425,13 @@ def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
             connection.receive(wire)
         assert take(connection) == frames.ping(b"12345678", ack=True)
         assert connection.open_streams == 0
-    assert taken == [False, b"hello", b"hello"]
+    assert taken == [False, b"hello", b"three", b"again", b"longer", b"short", b"other"]
 
 
 def test_a_request_of_a_kind_seen_before_takes_the_short_way() -> None:
     connection = greeted(Role.SERVER)
     taken = []
-    for stream_id in (1, 3, 5):
+    for stream_id in (1, 3, 5, 7, 9):
         wire = request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\2hi", frames.END_STREAM)
         request = connection.receive_request(wire, None)
         taken.append(request)
@@ -432,13 +444,67 @@ def test_a_request_of_a_kind_seen_before_takes_the_short_way() -> None:
             + frames.headers(stream_id, encode(TRAILERS), True, 16384)
         )
         assert connection.open_streams == 0
-    assert taken == [None, (3, REQUEST, b"hi"), (5, REQUEST, b"hi")]
+    assert taken == [None, *((stream_id, REQUEST, b"hi") for stream_id in (3, 5, 7, 9))]
+
+
+def test_what_was_learned_of_answers_is_forgotten_when_their_bytes_mean_something_else() -> None:
+    encoder = Encoder()
+    short, long = greeted(Role.CLIENT), greeted(Role.CLIENT)
+    for turn, extra in enumerate(b"aaaaabbbbb"):
+        stream_id = 2 * turn + 1
+        fields = [*RESPONSE, (b"x", bytes((extra,)))]
+        wire = (
+            frames.headers(stream_id, encoder.encode(fields), False, 16384)
+            + data_frame(stream_id, b"\0\0\0\0\5hello")
+            + frames.headers(stream_id, encoder.encode(TRAILERS), True, 16384)
+        )
+        for connection in (short, long):
+            connection.ask(encode(REQUEST), b"hi", 0)
+        answer = short.receive_answer(stream_id, wire, None)
+        first = long.receive(wire)[0]
+        assert isinstance(first, HeadersReceived)
+        if answer is None:
+            assert turn in (0, 1, 5, 6)
+            short.receive(wire)
+        else:
+            assert answer[0] == first.headers == tuple(fields)
+
+
+def test_a_pattern_holds_to_the_limits_of_what_may_be_received() -> None:
+    connection = greeted(Role.CLIENT)
+    for stream_id in (1, 3, 5, 7):
+        connection.ask(encode(REQUEST), b"hi", 0)
+        wire = (
+            frames.headers(stream_id, encode(RESPONSE), False, 16384)
+            + data_frame(stream_id, b"\0\0\0\0\5hello")
+            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+        )
+        if stream_id < 7:
+            assert connection.receive_answer(stream_id, wire, 5) or connection.receive(wire)
+    assert connection.receive_answer(7, wire, 4) is None
+    assert connection.receive_answer(5, wire, 5) is None
+    assert connection.receive_answer(7, wire, 5) is not None
+    assert connection.receive_answer(7, wire, 5) is None
+
+
+def test_no_more_patterns_are_kept_than_there_is_room_for() -> None:
+    connection = greeted(Role.SERVER)
+    for turn in range(400):
+        message = bytes(turn // 3)
+        body = b"\0" + len(message).to_bytes(4, "big") + message
+        wire = request_frame(2 * turn + 1) + data_frame(2 * turn + 1, body, frames.END_STREAM)
+        request = connection.receive_request(wire, None)
+        assert (request or connection.receive(wire)) is not None
+        assert request is None or request[2] == message
+        connection.answer(2 * turn + 1, encode(RESPONSE), b"", 0, encode(TRAILERS))
+        assert len(connection._patterns) <= patterns.MOST
+    assert connection._patterns
 
 
 _OF_NO_MEANING = frozenset(
     (
         *("_decoder", "_known_blocks", "_resets", "_ended_well", "_chatter", "_useful", "_events", "_needed"),
-        *("_data_stream", "_data_ends", "_block_stream", "_block_ends", "_block_parts"),
+        *("_patterns", "_last_length", "_data_stream", "_data_ends", "_block_stream", "_block_ends", "_block_parts"),
     )
 )
 """What may differ between two connections that have come to the same point on different ways."""
@@ -450,9 +516,10 @@ def state_of(connection: Connection) -> dict[str, Any]:
     return {**state, "_streams": [[getattr(stream, name) for name in stream.__slots__] for stream in streams]}
 
 
-@pytest.mark.parametrize("prefix", [b"", frames.window_update(0, 5) + frames.ping(b"12345678", ack=False)])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("prefix", [b"", UPDATE_AND_PING])
 @pytest.mark.parametrize("role", Role)
-def test_a_call_leaves_the_same_state_wherever_it_is_cut(role: Role, prefix: bytes) -> None:
+def test_a_call_leaves_the_same_state_wherever_it_is_cut(role: Role, prefix: bytes, learned: bool) -> None:
     def call_of(stream_id: int) -> bytes:
         if role is Role.SERVER:
             return request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM)
@@ -464,18 +531,30 @@ def test_a_call_leaves_the_same_state_wherever_it_is_cut(role: Role, prefix: byt
 
     def receive(connection: Connection, data: bytes) -> bytes:
         """The body, and whether the whole was taken at once."""
-        whole = connection.receive_answer(3, data, None) or connection.receive_request(data, None)
+        client = role is Role.CLIENT
+        whole = connection.receive_answer(last, data, None) if client else connection.receive_request(data, None)
         if whole:
             return b"at once " + next(part for part in whole if isinstance(part, bytes))
         return b"".join(event.data for event in connection.receive(data) if isinstance(event, DataReceived))[5:]
 
     states, bodies = [], []
-    wire = prefix + call_of(3)
+    last = 9 if learned else 3
+    wire = prefix + call_of(last)
     for cut in range(len(wire)):
         connection = greeted(role)
-        for _ in range(2 if role is Role.CLIENT else 0):
+        for _ in range(1, last + 2, 2) if role is Role.CLIENT else ():
             connection.ask(encode(REQUEST), b"hi", 0)
         connection.receive(call_of(1))
+        for stream_id in range(3, last, 2):
+            earlier = prefix + call_of(stream_id)
+            client = role is Role.CLIENT
+            assert (
+                connection.receive_answer(stream_id, earlier, None)
+                if client
+                else connection.receive_request(earlier, None)
+            )
+            take(connection)
+        assert bool(connection._patterns) is learned
         pieces = [wire[:cut], wire[cut:]] if cut else [wire]
         data = b"".join(event for event in (receive(connection, piece) for piece in pieces))
         bodies.append(data)
