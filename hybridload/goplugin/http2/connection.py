@@ -80,6 +80,8 @@ _PING_ACK_SIZE: Final = len(_PING_ACK) + 8
 _SHORTEST_REQUEST: Final = frames.HEADER.size + _DATA_HEADER.size
 _SHORTEST_ANSWER: Final = _SHORTEST_REQUEST + frames.HEADER.size
 
+_pack_id = Struct(">L").pack
+
 _LOW_WINDOW: Final = 1 << 30
 """Bytes. The connection's window is topped up when it falls below."""
 
@@ -153,6 +155,12 @@ class Connection:
         self._patterns = self._decoder.patterns
         self._last_length = 0  # of what could be a pattern: the second of a length is made one
         self._streams: dict[int, _Stream] = {}
+        self._spare: _Stream | None = None
+        """One that is over, and as `ask` makes it but for its id."""
+        self._asked = (b"", 0, b"", b"", b"")
+        """Of the latest request: header block, size of the message with its prefix, and the pieces between."""
+        self._answered = (b"", b"", 0, b"", b"", b"", b"")
+        """The same of the latest answer, with its trailers."""
         self._reset_ids: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
         self._next_id = 1
         self._highest_peer_id = 0
@@ -255,24 +263,33 @@ class Connection:
 
         :raises ConnectionClosed: there can be no more streams on this connection.
         """
-        length = len(block)
-        size = len(message) + 5
+        known, size, first, second, third = self._asked
+        if known is not block or size != len(message) + 5 or compressed:
+            size = len(message) + 5
+            if size > _JOINED_DATA or len(block) > frames.DEFAULT_MAX_FRAME:
+                return 0, b""
+            first, second, third = _pieces(block, size, compressed, frames.END_STREAM)
+            if not compressed:
+                self._asked = (block, size, first, second, third)
         window = self._initial_send_window
-        if size > window or size > self._send_window or size > _JOINED_DATA or length > frames.DEFAULT_MAX_FRAME:
+        if size > window or size > self._send_window:
             return 0, b""
         stream_id = self._next_id
-        if self.failed or self.going_away or stream_id > frames.LARGEST_STREAM_ID:
+        if self.going_away or stream_id > frames.LARGEST_STREAM_ID:
             raise ConnectionClosed("the connection takes no more streams")
-        data = (
-            _pack(length << 8 | 1, 4, stream_id)
-            + block
-            + _pack_message(size << 8, 1, stream_id, compressed, size - 5)
-            + message
-        )
+        number = _pack_id(stream_id)
+        data = first + number + second + number + third + message
         self._next_id = stream_id + 2
         self._send_window -= size
-        self._streams[stream_id] = stream = _Stream(stream_id, window - size, self._stream_window)
-        stream.sending = False
+        stream = self._spare
+        if stream is None:
+            stream = _Stream(stream_id, window - size, self._stream_window)
+            stream.sending = False
+        else:
+            self._spare = None
+            stream.id = stream_id
+            stream.send_window = window - size
+        self._streams[stream_id] = stream
         if self.due:
             self.due.append(data)
             data = b"".join(self.data_to_send())
@@ -288,25 +305,19 @@ class Connection:
         stream = self._streams.get(stream_id)
         if stream is None or not stream.sending or self.failed:
             raise StreamClosed(f"stream {stream_id} is closed")
-        size = len(message) + 5
-        length = len(head)
-        last = len(trailers)
-        if (
-            size > stream.send_window
-            or size > self._send_window
-            or size > _JOINED_DATA
-            or length > frames.DEFAULT_MAX_FRAME
-            or last > frames.DEFAULT_MAX_FRAME
-        ):
+        known, ending, size, first, second, third, fourth = self._answered
+        if known is not head or ending is not trailers or size != len(message) + 5 or compressed:
+            size = len(message) + 5
+            if size > _JOINED_DATA or len(head) > frames.DEFAULT_MAX_FRAME or len(trailers) > frames.DEFAULT_MAX_FRAME:
+                return False
+            first, second, third = _pieces(head, size, compressed, 0)
+            fourth = _pack(len(trailers) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0)[:5]
+            if not compressed:
+                self._answered = (head, trailers, size, first, second, third, fourth)
+        if size > stream.send_window or size > self._send_window:
             return False
-        self.due.append(
-            _pack(length << 8 | 1, 4, stream_id)
-            + head
-            + _pack_message(size << 8, 0, stream_id, compressed, size - 5)
-            + message
-            + _pack(last << 8 | 1, 5, stream_id)
-            + trailers
-        )
+        number = _pack_id(stream_id)
+        self.due.append(first + number + second + number + third + message + fourth + number + trailers)
         self._send_window -= size
         if stream.receiving:
             stream.send_window -= size
@@ -486,6 +497,7 @@ class Connection:
                     stream.receiving = False
                 else:
                     del self._streams[stream_id]
+                    self._spare = stream  # nothing of it has changed since `ask`
                 return pattern.headers, message, pattern.trailers
             position = 0
         if data[3] != 1:
@@ -1076,3 +1088,14 @@ class Connection:
         _read_window_update,
         _read_continuation,
     )
+
+
+def _pieces(block: bytes, size: int, compressed: int, flags: int) -> tuple[bytes, bytes, bytes]:
+    """What HEADERS and DATA are beside the stream's id, before either, and the message.
+
+    :param size: of the DATA.
+    :param flags: of the DATA.
+    """
+    first = _pack(len(block) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[:5]
+    data = _pack_message(size << 8 | frames.DATA, flags, 0, compressed, size - 5)
+    return first, block + data[:5], data[9:]

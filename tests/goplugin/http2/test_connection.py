@@ -504,7 +504,16 @@ def test_no_more_patterns_are_kept_than_there_is_room_for() -> None:
 _OF_NO_MEANING = frozenset(
     (
         *("_decoder", "_known_blocks", "_resets", "_ended_well", "_chatter", "_useful", "_events", "_needed"),
-        *("_patterns", "_last_length", "_data_stream", "_data_ends", "_block_stream", "_block_ends", "_block_parts"),
+        *(
+            "_patterns",
+            "_last_length",
+            "_spare",
+            "_data_stream",
+            "_data_ends",
+            "_block_stream",
+            "_block_ends",
+            "_block_parts",
+        ),
     )
 )
 """What may differ between two connections that have come to the same point on different ways."""
