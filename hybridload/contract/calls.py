@@ -13,12 +13,15 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from hybridload.contract.elements import Unfit, listed
-from hybridload.contract.protobuf import class_of
+from hybridload.contract.protobuf import class_of, unwrapped, wrapped
 from hybridload.contract.service import Objects
 from hybridload.contract.values import Slot, check_exclusive
 from hybridload.frozen import frozen
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+LARGE = 1 << 14
+"""Bytes from which on a copy takes longer than what protobuf is spared for."""
 
 
 @frozen
@@ -61,10 +64,11 @@ class Value:
     put: Callable[[Any, Any, Objects | None], None] | None = None
     take: Callable[[Any, Objects | None], Any] | None = None
     attribute: str | None = None
+    tag: bytes = b""
 
     @classmethod
     def of_slot(cls, message: Descriptor, slot: Slot) -> Value:
-        return cls(class_of(message), slot.put, slot.take, slot.attribute)
+        return cls(class_of(message), slot.put, slot.take, slot.attribute, slot.tag)
 
 
 def _error(subject: str, unfit: Unfit) -> Exception:
@@ -116,10 +120,12 @@ def _encode_argument(call: str, bind: Any, request: Request) -> Any:
     """As `encode_arguments`, for the only parameter."""
     new = request.message
     name, slot = request.slots[0]
-    put = slot.put
+    put, tag = slot.put, slot.tag
 
     def encode(args: tuple[Any, ...], kwargs: dict[str, Any], objects: Objects | None) -> bytes:
         (value,) = bind(args, kwargs)
+        if tag and type(value) is bytes and len(value) >= LARGE:
+            return wrapped(tag, value)
         message = new()
         try:
             put(message, value, objects)
@@ -161,9 +167,11 @@ def _decode_argument(call: str, request: Request) -> Any:
     """As `decode_arguments`, for the only parameter, given by position."""
     parse = request.message.FromString
     name, slot = request.slots[0]
-    take = slot.take
+    take, tag = slot.take, slot.tag
 
     def decode(data: bytes, objects: Objects | None) -> Arguments:
+        if tag and len(data) >= LARGE and (value := unwrapped(tag, data)) is not None:
+            return (value,), {}
         try:
             return (take(parse(data), objects),), {}
         except DecodeError as error:
@@ -175,7 +183,7 @@ def _decode_argument(call: str, request: Request) -> Any:
 
 
 def encode_value(subject: str, value: Value) -> Any:
-    new, put = value.message, value.put
+    new, put, tag = value.message, value.put, value.tag
     if put is None:
 
         def encode_nothing(result: Any, objects: Objects | None) -> bytes:
@@ -186,6 +194,8 @@ def encode_value(subject: str, value: Value) -> Any:
         return encode_nothing
 
     def encode(result: Any, objects: Objects | None) -> bytes:
+        if tag and type(result) is bytes and len(result) >= LARGE:
+            return wrapped(tag, result)
         message = new()
         try:
             put(message, result, objects)
@@ -200,9 +210,11 @@ def decode_value(subject: str, value: Value) -> Any:
     take = value.take
     if take is None:
         return lambda data, objects: None
-    parse, attribute = value.message.FromString, value.attribute
+    parse, attribute, tag = value.message.FromString, value.attribute, value.tag
 
     def decode_attribute(data: bytes, objects: Objects | None) -> Any:
+        if tag and len(data) >= LARGE and (found := unwrapped(tag, data)) is not None:
+            return found
         try:
             return getattr(parse(data), attribute)  # type: ignore[arg-type]
         except DecodeError as error:

@@ -80,6 +80,27 @@ def content(number: int, value: bytes | str) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
+def tag_of(number: int) -> bytes:
+    """What begins a field that is a string, bytes or a message."""
+    return _varint(number << 3 | 2)
+
+
+def wrapped(tag: bytes, value: bytes) -> bytes:
+    """A message that is one field of bytes: the only copy that is made of them."""
+    return tag + _varint(len(value)) + value
+
+
+def unwrapped(tag: bytes, data: bytes) -> bytes | None:
+    """The bytes of such a message; `None` where it is another, which is not always an error."""
+    if not data.startswith(tag):
+        return None
+    try:
+        size, position = _read_varint(data, len(tag))
+    except ValueError:
+        return None
+    return data[position:] if position + size == len(data) else None
+
+
 def contents(number: int, values: Iterable[bytes | str]) -> bytes:
     """A repeated field of such."""
     return b"".join(content(number, value) for value in values)

@@ -55,6 +55,7 @@ from hybridload.contract.hints import (
     describe,
     describe_shape,
 )
+from hybridload.contract.protobuf import tag_of
 from hybridload.contract.service import Objects
 from hybridload.frozen import frozen
 
@@ -70,6 +71,8 @@ class Slot:
 
     :param attribute: the field's name when `take` would only read that attribute.
     :param oneof: full name of the oneof that the field is part of.
+    :param tag: the field's tag when it is bytes, and all that its message has: large ones go past protobuf, which would
+        copy them twice more in each direction. Otherwise empty.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Slot:
     take: Take
     attribute: str | None = None
     oneof: str | None = None
+    tag: bytes = b""
 
 
 class Codecs:
@@ -100,7 +104,15 @@ class Codecs:
         element = self.element(shape, field)
         name = field.name
         if isinstance(element, Scalar):
-            return Slot(name, *_scalar_slot(name, element), attribute=name if element.native else None, oneof=oneof)
+            message = field.containing_type
+            alone = element.native is bytes and oneof is None and message is not None and len(message.fields) == 1
+            return Slot(
+                name,
+                *_scalar_slot(name, element),
+                attribute=name if element.native else None,
+                oneof=oneof,
+                tag=tag_of(field.number) if alone else b"",
+            )
         return Slot(name, *_body_slot(name, element), oneof=oneof)
 
     def element(self, shape: Shape, field: FieldDescriptor) -> Scalar | Body:

@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Protocol
 
 import pytest
+from google.protobuf.wrappers_pb2 import BytesValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridload.contract import Contract
+from hybridload.contract import Contract, calls
 
 
 class Colour(enum.Enum):
@@ -143,6 +144,55 @@ def test_values_come_back_equal(name: str) -> None:
         assert result == value
 
     round_trip()
+
+
+LARGE = bytes(range(256)) * (calls.LARGE // 256)
+
+
+@pytest.mark.parametrize("value", [b"", LARGE[:-1], LARGE, LARGE + b"x", LARGE * 200], ids=len)
+def test_large_bytes_are_what_protobuf_makes_of_them(value: bytes) -> None:
+    data = WIRE.methods["data"]
+    encoded = BytesValue(value=value).SerializeToString()
+    assert data.encode_arguments((value,), {}, None) == data.encode_result(value, None) == encoded
+    assert data.decode_arguments(encoded, None) == ((value,), {})
+    assert data.decode_result(encoded, None) == value
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        BytesValue(value=b"first").SerializeToString() + BytesValue(value=LARGE).SerializeToString(),
+        BytesValue(value=LARGE).SerializeToString() + BytesValue(value=b"last").SerializeToString(),
+        BytesValue(value=LARGE).SerializeToString() + b"\x10\x01",
+        b"\x10\x01" + BytesValue(value=LARGE).SerializeToString(),
+        b"\x12" + BytesValue(value=LARGE).SerializeToString()[1:],
+    ],
+    ids=["twice", "twice, the last small", "an unknown field behind", "one before", "nothing else"],
+)
+def test_large_bytes_in_another_form_are_read_as_protobuf_reads_them(encoded: bytes) -> None:
+    data = WIRE.methods["data"]
+    value = BytesValue.FromString(encoded).value
+    assert data.decode_arguments(encoded, None) == ((value,), {})
+    assert data.decode_result(encoded, None) == value
+
+
+@pytest.mark.parametrize("left", [1, 2, len(LARGE), -1])
+def test_large_bytes_that_are_cut_off_are_refused(left: int) -> None:
+    data = WIRE.methods["data"]
+    encoded = BytesValue(value=LARGE * 2).SerializeToString()[:left].ljust(len(LARGE), b"\xff")
+    with pytest.raises(ValueError, match=r"^data\(\).*the bytes received are no "):
+        data.decode_arguments(encoded, None)
+    with pytest.raises(ValueError, match=r"^data\(\).*the bytes received are no "):
+        data.decode_result(encoded, None)
+
+
+def test_only_bytes_are_taken_for_large_bytes() -> None:
+    data = WIRE.methods["data"]
+    for value in (bytearray(LARGE), memoryview(LARGE), "x" * len(LARGE)):
+        with pytest.raises(TypeError, match="must be bytes"):
+            data.encode_arguments((value,), {}, None)
+        with pytest.raises(TypeError, match="must be bytes"):
+            data.encode_result(value, None)
 
 
 class Refused(Exception):
