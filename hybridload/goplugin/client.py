@@ -34,7 +34,7 @@ from hybridload.errors import (
 )
 from hybridload.external import External
 from hybridload.goplugin.last_words import LastWords
-from hybridload.goplugin.lifeline import Lifeline
+from hybridload.goplugin.lifeline import SHARED_LIFELINE, Lifeline
 from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.line import MAX_LINE, HandshakeLine
 from hybridload.goplugin.logs import MAX_LINE as MAX_LOG_LINE
@@ -99,7 +99,7 @@ class Client:
     :param sync_stderr: the same for what it prints on standard error (its log lines always go to `logger`).
     :param logger: gets the plugin's log records; ``hybridload.plugin.<name>`` by default.
     :param module_logger: a record that names a module goes to that child of it; `logger` by default.
-    :param lifeline: kills the plugin when the host dies; one of the client's own by default.
+    :param lifeline: kills the plugin when the host dies; by default one that all such clients share.
     :param engine: what carries gRPC: ``"direct"`` or ``"grpcio"``; the environment variable `HYBRIDLOAD_ENGINE` says
         so by default.
     :param auto_mtls: make a certificate for this one connection and have the plugin do the same; each side trusts
@@ -477,7 +477,7 @@ class Client:
             return
         argv = self._resources.enter_context(self._external.resolve(plugin=self.name))
         if self._own_lifeline and not self._outlive_host:
-            self._lifeline = Lifeline()
+            self._lifeline = SHARED_LIFELINE.join()
         if self._auto_mtls:
             from hybridload.goplugin.certificates import generate_certificate
 
@@ -800,7 +800,8 @@ class Client:
             connection.close()
         self._resources.close()
         if self._own_lifeline and self._lifeline is not None:
-            self._lifeline.close()
+            lifeline, self._lifeline = self._lifeline, None
+            SHARED_LIFELINE.leave(lifeline)
 
     def _is_test(self) -> bool:
         """Whether whoever started the plugin ends it."""

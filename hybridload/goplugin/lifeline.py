@@ -1,10 +1,10 @@
 """Nothing outlives the host, however it ends.
 
 A plugin written in Go does not notice that its host was killed (go-plugin's issue 114), and a parent-death signal is
-bound to the *thread* that started the child, not to the process. So one small watcher process per owner reads a pipe
-whose other end only the host holds: the names of the process groups to guard go in, and of the folders that go with
-them. When the pipe ends because the host did, the watcher kills every group that is still guarded, and then removes
-the folders.
+bound to the *thread* that started the child, not to the process. So one small watcher process, a loader's own or that
+of all clients without one, reads a pipe whose other end only the host holds: the names of the process groups to guard
+go in, and of the folders that go with them. When the pipe ends because the host did, the watcher kills every group that
+is still guarded, and then removes the folders.
 
 The watcher is a shell, which is there on every POSIX system, starts in a millisecond and holds next to no memory;
 without one it is a bare Python. It has a session of its own, so no terminal signal reaches it. A forked child of the
@@ -184,6 +184,41 @@ class Lifeline:
             if watcher.stdin is not None:
                 watcher.stdin.close()
 
+
+class SharedLifeline:
+    """One lifeline for all who have none of their own: there is a watcher for as long as somebody uses it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lifeline: Lifeline | None = None
+        self._users = 0
+        after_fork(self, SharedLifeline._forget_in_child)
+
+    def join(self) -> Lifeline:
+        """The lifeline, until `leave`."""
+        with self._lock:
+            if self._lifeline is None:
+                self._lifeline = Lifeline()
+            self._users += 1
+            return self._lifeline
+
+    def leave(self, lifeline: Lifeline) -> None:
+        """Give back what `join` returned, having let go of everything that it guarded; the last one ends it."""
+        with self._lock:
+            if lifeline is not self._lifeline:
+                return  # a forked child's copy of its parent's, which it has let go of
+            self._users -= 1
+            if not self._users:
+                self._lifeline = None
+                lifeline.close()
+
+    def _forget_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._lifeline = None
+        self._users = 0
+
+
+SHARED_LIFELINE = SharedLifeline()
 
 # What it reads from is a copy of the plugin's pipes on its own 1 and 2, because a shell can redirect no higher number.
 # `cat` fails where it shares the host's pipes, which do not block, and succeeds at their end.

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
-from hybridload.goplugin.lifeline import Lifeline
+from hybridload.goplugin.lifeline import Lifeline, SharedLifeline
 from hybridload.goplugin.process import PluginProcess, ProcessSpec, _Pace, describe_exit
 
 
@@ -291,3 +291,42 @@ def test_output_without_end_is_taken_at_a_steady_pace() -> None:
     # After a quiet while it is taken as fast as ever.
     assert [pace.pause_after(megabyte, now=200.0) for _ in range(16)] == [0.0] * 16
     assert pace.pause_after(megabyte, now=200.0) == 1 / 64
+
+
+def test_a_shared_lifeline_has_a_watcher_for_as_long_as_somebody_uses_it() -> None:
+    shared = SharedLifeline()
+    first, second = shared.join(), shared.join()
+    assert first is second
+    first.open()
+    watcher = first._watcher
+    assert watcher is not None
+    shared.leave(first)
+    assert watcher.poll() is None
+    shared.leave(second)
+    assert watcher.returncode is not None
+    third = shared.join()
+    assert third is not first
+    shared.leave(first)  # as in a forked child: nobody else's is ended
+    assert shared.join() is third
+    shared.leave(third)
+    shared.leave(third)
+    assert third._watcher is None
+
+
+def test_a_forked_child_does_not_end_its_parents_watcher() -> None:
+    shared = SharedLifeline()
+    lifeline = shared.join()
+    lifeline.open()
+    watcher = lifeline._watcher
+    assert watcher is not None
+    pid = os.fork()
+    if pid == 0:
+        shared.leave(lifeline)
+        own = shared.join()
+        own.open()
+        shared.leave(own)
+        os._exit(0 if own is not lifeline else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert watcher.poll() is None
+    shared.leave(lifeline)
+    assert watcher.returncode is not None
