@@ -74,7 +74,7 @@ def open_loader(tmp_path: Path) -> Iterator[Open]:
 
 
 WORK = """
-import asyncio, os, signal, sys, time
+import asyncio, os, signal, socket, sys, time
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 from hybridload import Handshake, idempotent
@@ -135,7 +135,9 @@ class Worker:
             for name in os.listdir("/proc/self/fd"):
                 try:
                     if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                        os.close(int(name))
+                        # A thread in `accept` would keep what is closed alone, and take one more.
+                        with socket.socket(fileno=int(name)) as each:
+                            each.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     pass
         return 0
