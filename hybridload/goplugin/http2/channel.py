@@ -197,7 +197,7 @@ class Channel:
         pool = self._pool
         for _ in range(_ATTEMPTS):
             try:
-                link = pool.take_shared()
+                link = pool.take_for_stream()
             except (PoolClosed, StreamError, TimeoutError) as error:
                 raise _not_connected(call, error) from error
             try:

@@ -93,7 +93,7 @@ class ClientLink(Link):
     @property
     def usable(self) -> bool:
         """Whether a new call may be placed here."""
-        return self.ended is None and not self.connection.going_away
+        return self.ended is None and not self.connection.going_away and not self.spoiled
 
     @property
     def in_background(self) -> bool:
@@ -189,6 +189,8 @@ class ClientLink(Link):
         """
         if self.ended is not None:
             raise ConnectionClosed(self.ended.details)
+        if self.spoiled:
+            raise ConnectionClosed("the connection was given up")
         if self.abandoned:
             self._cancel_abandoned()
         call.stream_id = stream_id = self.connection.open_stream()
@@ -310,8 +312,8 @@ class ClientLink(Link):
             handshake(max(0.0, call.deadline - time.monotonic()))
 
     def _give_up_writing(self) -> None:
-        # Half a frame may have been written: nothing can follow it.
-        self.stream.close()
+        # Half a frame may have been written.
+        self.spoil()
 
     def flush_or_delegate(self) -> None:
         """Write if that cannot block; otherwise let a worker do it."""
@@ -434,7 +436,7 @@ class ClientLink(Link):
             raise
         except BaseException:
             # Ctrl-C: some bytes may be lost, and with them the thread of what follows.
-            self.stream.close()
+            self.spoil()
             raise
         if data:
             if only is None or not only.take_answer(data):
@@ -448,7 +450,7 @@ class ClientLink(Link):
         """Whoever had the role was interrupted: nothing can follow half a frame, nor be told from what was lost."""
         with self.lock:
             self._reading = False
-        self.stream.close()
+        self.spoil()
 
     def _start_background(self) -> None:
         if self._closed or self.ended is not None:

@@ -52,12 +52,14 @@ def views_of(message: bytes, compressed: int) -> list[memoryview]:
 class Link:
     """One stream with its connection. Owns the stream."""
 
-    __slots__ = ("_chunk", "_sending", "_spinning", "connection", "lock", "loop_writer", "stream")
+    __slots__ = ("_chunk", "_sending", "_spinning", "connection", "lock", "loop_writer", "spoiled", "stream")
 
     def __init__(self, stream: Stream, connection: Connection) -> None:
         self.stream = stream
         self.connection = connection
         self.lock = threading.Lock()
+        self.spoiled = False
+        """Whether nothing can follow, though whoever reads may not have noticed yet."""
         self.loop_writer: LoopWriter | None = None
         """Writes for event loops; made when the first of them needs it."""
         self._sending = threading.Lock()
@@ -127,8 +129,13 @@ class Link:
         except StreamError:
             raise
         except BaseException:
-            self.stream.close()  # Ctrl-C: half a frame may have been sent, and nothing can follow it
+            self.spoil()  # Ctrl-C: half a frame may have been sent
             raise
+
+    def spoil(self) -> None:
+        """End the connection where something was sent or received by halves. Takes no lock and does not wait."""
+        self.spoiled = True
+        self.stream.close()
 
     def receive(self, timeout: float | None = None, soon: bool = False) -> bytes:
         """What comes next; ``b""`` at the end of the stream. Larger pieces while the peer has much to say.

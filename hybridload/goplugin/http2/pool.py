@@ -103,6 +103,29 @@ class Pool:
         """
         return self.take_shared_now() or self._take_new_or_wait()
 
+    def take_for_stream(self) -> ClientLink:
+        """As `take_shared`, but an idle connection is left to the calls where another one costs next to nothing.
+
+        A plugin's start ends with a call and a stream: the user's first call need not open a connection then.
+        """
+        with self._lock:
+            link = self._share(lambda link: link.in_background)
+            opens = (
+                link is None
+                and self._ahead is None
+                and bool(self._idle)
+                and len(self._links) + self._dialling < self._max
+            )
+            self._dialling += opens
+        if link is not None and self._is_alive(link):
+            return link
+        if opens:
+            try:
+                return self._connect()
+            except (StreamError, TimeoutError) as error:
+                logger.debug("no further connection was opened: %s", error)
+        return self.take_shared()
+
     def take_shared_now(self, found: object = None) -> ClientLink | None:
         """The same if it takes no waiting; `None` otherwise.
 
@@ -116,7 +139,7 @@ class Pool:
 
     def give_back(self, link: ClientLink) -> None:
         """The call on `link` is over."""
-        usable = link.ended is None and not link.connection.going_away  # `link.usable`, in every call
+        usable = link.ended is None and not link.connection.going_away and not link.spoiled  # `link.usable`
         with self._lock:
             link.users = users = link.users - 1
             if usable:

@@ -27,7 +27,7 @@ from hybridload.goplugin.http2.header_blocks import encode
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.server_link import ServerLink
 from hybridload.goplugin.http2.status import RpcError, Status, StatusCode, rpc_error
-from hybridload.goplugin.streams.base import StreamError
+from hybridload.goplugin.streams.base import StreamClosed, StreamError
 from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.tls import TLSStream, client_context
@@ -154,6 +154,40 @@ def test_a_connection_that_cannot_be_opened_ahead_costs_no_call(dial: Dialler) -
         echo = channel.unary_unary("/t.T/Echo")
         for _ in range(50):
             assert echo(b"x", timeout=20) == b"x"
+        stream.cancel()
+
+
+@pytest.mark.parametrize(
+    ("options", "opened"), [({}, 2), ({"max_connections": 1}, 1), ({"dial_ahead": True}, 1)], ids=str
+)
+def test_a_stream_leaves_the_idle_connection_to_calls_where_another_costs_little(
+    dial: Dialler, options: dict[str, Any], opened: int
+) -> None:
+    with Channel(dial, **options) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        assert echo(b"x") == b"x"
+        streams = [channel.unary_stream("/t.T/HangStream")(b"") for _ in range(3)]
+        assert [next(stream) for stream in streams] == [b"first"] * 3
+        assert len(dial.opened) == opened
+        if not options:
+            assert echo(b"y") == b"y"
+            assert len(dial.opened) == 2
+        for stream in streams:
+            stream.cancel()
+
+
+def test_a_stream_shares_a_connection_when_no_other_can_be_opened(dial: Dialler) -> None:
+    def dial_once() -> SocketStream:
+        if dial.opened:
+            raise StreamError("no more")
+        return dial()
+
+    with Channel(dial_once) as channel:
+        echo = channel.unary_unary("/t.T/Echo")
+        assert echo(b"x") == b"x"
+        stream = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(stream) == b"first"
+        assert echo.future(b"y").result(20) == b"y"
         stream.cancel()
 
 
@@ -568,6 +602,47 @@ def test_ctrl_c_in_a_call_costs_its_connection_and_nothing_else(dial: Dialler, w
             echo(b"b")
         assert echo(b"c", timeout=10) == b"c"
         assert len(opened) == 2
+
+
+class Lingering:
+    """A stream whose reader does not notice at once that it was closed here."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self._stream = stream
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def send(self, data: bytes) -> None:
+        if self.closed:
+            raise StreamClosed("closed here")
+        self._stream.send(data)
+
+    def send_all(self, buffers: Any) -> None:
+        self.send(b"".join(buffers))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def test_what_ctrl_c_has_spoiled_is_not_shared_by_the_next_call(dial: Dialler) -> None:
+    opened: list[Lingering] = []
+
+    def open_lingering() -> Lingering:
+        opened.append(Lingering(dial()))
+        return opened[-1]
+
+    with Channel(open_lingering, max_connections=2) as channel:
+        stream = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(stream) == b"first"
+        (link,) = channel._pool._links
+        link.spoil()
+        assert channel.unary_unary("/t.T/Echo").future(b"x").result(10) == b"x"
+        assert channel.unary_unary("/t.T/Echo")(b"y", timeout=10) == b"y"
+        assert len(opened) == 2
+        for each in opened:
+            each._stream.close()
 
 
 def test_what_is_no_message_fails_its_call_alone(dial: Dialler, service: Any) -> None:

@@ -148,7 +148,7 @@ class Lingering:
 
 def test_a_handler_hears_of_the_end_before_the_connection_is_cleared_away(ours: Any, service: Any) -> None:
     server, address = ours
-    with open_channel(address) as channel:
+    with open_channel(address, max_connections=1) as channel:
         assert channel.unary_unary("/t.T/Echo")(b"x") == b"x"  # what a connection begins with is done
         channel.unary_unary("/t.T/Hang").future(b"")
         assert service.hanging.acquire(timeout=5)
