@@ -21,7 +21,9 @@ from hybridload.frozen import frozen
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 LARGE = 1 << 14
-"""Bytes from which on a copy takes longer than what protobuf is spared for."""
+"""Bytes from which on the copies that protobuf makes take long."""
+LARGEST = (1 << 31) - 16
+"""Bytes up to which protobuf reads what is written."""
 
 
 @frozen
@@ -124,7 +126,7 @@ def _encode_argument(call: str, bind: Any, request: Request) -> Any:
 
     def encode(args: tuple[Any, ...], kwargs: dict[str, Any], objects: Objects | None) -> bytes:
         (value,) = bind(args, kwargs)
-        if tag and type(value) is bytes and len(value) >= LARGE:
+        if tag and type(value) is bytes and LARGE <= len(value) <= LARGEST:
             return wrapped(tag, value)
         message = new()
         try:
@@ -194,7 +196,7 @@ def encode_value(subject: str, value: Value) -> Any:
         return encode_nothing
 
     def encode(result: Any, objects: Objects | None) -> bytes:
-        if tag and type(result) is bytes and len(result) >= LARGE:
+        if tag and type(result) is bytes and LARGE <= len(result) <= LARGEST:
             return wrapped(tag, result)
         message = new()
         try:

@@ -91,14 +91,12 @@ def wrapped(tag: bytes, value: bytes) -> bytes:
 
 
 def unwrapped(tag: bytes, data: bytes) -> bytes | None:
-    """The bytes of such a message; `None` where it is another, which is not always an error."""
-    if not data.startswith(tag):
-        return None
-    try:
-        size, position = _read_varint(data, len(tag))
-    except ValueError:
-        return None
-    return data[position:] if position + size == len(data) else None
+    """The bytes of such a message, as `wrapped` makes it; `None` of any other, which need not be an error."""
+    for length in range(1, 6):  # of what says how many bytes there are
+        size = len(data) - len(tag) - length
+        if size >= 0 and data.startswith(head := tag + _varint(size)) and len(head) == len(tag) + length:
+            return data[len(head) :]
+    return None
 
 
 def contents(number: int, values: Iterable[bytes | str]) -> bytes:

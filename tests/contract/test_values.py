@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any, Protocol
 
 import pytest
+from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import BytesValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -180,6 +181,18 @@ def test_large_bytes_in_another_form_are_read_as_protobuf_reads_them(encoded: by
 def test_large_bytes_that_are_cut_off_are_refused(left: int) -> None:
     data = WIRE.methods["data"]
     encoded = BytesValue(value=LARGE * 2).SerializeToString()[:left].ljust(len(LARGE), b"\xff")
+    with pytest.raises(ValueError, match=r"^data\(\).*the bytes received are no "):
+        data.decode_arguments(encoded, None)
+    with pytest.raises(ValueError, match=r"^data\(\).*the bytes received are no "):
+        data.decode_result(encoded, None)
+
+
+@pytest.mark.parametrize("length", [b"\xff" * (1 << 20), b"\x80\x80\x81\x80\x80\x80\x00", b"\x80" * 10 + b"\x01"])
+def test_a_length_that_is_none_is_refused_and_takes_no_time(length: bytes) -> None:
+    data = WIRE.methods["data"]
+    encoded = b"\n" + length + LARGE
+    with pytest.raises(DecodeError):
+        BytesValue.FromString(encoded)
     with pytest.raises(ValueError, match=r"^data\(\).*the bytes received are no "):
         data.decode_arguments(encoded, None)
     with pytest.raises(ValueError, match=r"^data\(\).*the bytes received are no "):
