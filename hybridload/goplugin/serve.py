@@ -306,6 +306,7 @@ class _Serving:
         self._environment = environment
         self._ending = threading.Event() if test is None else test.cancel
         self._answerable = threading.Event()
+        self._asked = False
         self._output = OutputBuffer()
         self._stack = ExitStack()
         try:
@@ -367,6 +368,7 @@ class _Serving:
     def _shutdown(self) -> None:
         """The host asks for the end; returns when it may be answered."""
         log.debug("the host asks the plugin to end")
+        self._asked = True
         self._ending.set()
         self._answerable.wait()
 
@@ -388,7 +390,7 @@ class _Serving:
                 log.info("calls are still in flight after %g s and are cut off", CALL_GRACE)
             self._serving.wait_for_streams(STREAM_GRACE)
             self._close_implementations()
-            if not self._output.finish(OUTPUT_GRACE):
+            if not self._output.finish(OUTPUT_GRACE, expects_reader=self._asked):
                 log.debug("the host did not take all output in time")
         finally:
             self._answerable.set()

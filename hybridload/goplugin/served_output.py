@@ -90,18 +90,20 @@ class OutputBuffer:
             self._changed.notify_all()
         return Reader(self)
 
-    def finish(self, timeout: float) -> bool:
+    def finish(self, timeout: float, *, expects_reader: bool = False) -> bool:
         """Take no more, and wait until the readers have taken everything and are gone.
 
-        The first reader is waited for as well when there is something for it: a host asks for the output as soon as it
-        has connected, and one that ends its plugin right away may have been quicker than the thread that reads for it.
-
+        :param expects_reader: wait for the first reader as well when there is something for it. A host asks for the
+            output as soon as it has connected, and one that ends its plugin right away may have been quicker than the
+            thread that reads for it.
         :returns: whether that came within `timeout` seconds.
         """
         with self._changed:
             self._finished = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._readers and (self._was_read or not self._chunks), timeout)
+            return self._changed.wait_for(
+                lambda: not self._readers and (self._was_read or not expects_reader or not self._chunks), timeout
+            )
 
     def rest(self) -> list[Chunk]:
         """Take out what no reader took."""

@@ -47,7 +47,7 @@ def test_a_first_reader_that_comes_late_gets_what_is_left() -> None:
     buffer = OutputBuffer()
     buffer.write(STDOUT, b"closing")
     with ThreadPoolExecutor() as pool:
-        finished = pool.submit(buffer.finish, 20)
+        finished = pool.submit(buffer.finish, 20, expects_reader=True)
         while not finished.running():
             time.sleep(0.001)
         with pytest.raises(TimeoutError):
@@ -60,6 +60,9 @@ def test_a_first_reader_that_comes_late_gets_what_is_left() -> None:
 
 def test_a_first_reader_is_waited_for_only_where_there_is_something_for_it() -> None:
     buffer = OutputBuffer()
+    assert buffer.finish(0, expects_reader=True)
+    buffer = OutputBuffer()
+    buffer.write(STDOUT, b"closing")
     assert buffer.finish(0)
     buffer = OutputBuffer()
     thread, _ = collect(buffer)
