@@ -44,6 +44,7 @@ class DirectEngine:
         return Channel(
             endpoint.open,
             dial_ahead=endpoint.costly,
+            leaves_idle=endpoint.plain is not None,
             max_connections=endpoint.connections,
             max_send=_limit(given, "grpc.max_send_message_length"),
             max_receive=_limit(given, "grpc.max_receive_message_length"),

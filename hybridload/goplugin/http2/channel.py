@@ -51,6 +51,7 @@ class Channel:
     :param max_send: the largest request, in bytes; `None` for no limit.
     :param max_receive: the largest response, in bytes; `None` for no limit.
     :param dial_ahead: a connection takes long to open: a call that finds none idle shares one while another is opened.
+    :param leaves_idle: a connection costs next to nothing: the first stream opens one and leaves an idle one to calls.
     :param authority: what the server is told that it is called.
     """
 
@@ -62,6 +63,7 @@ class Channel:
         max_send: int | None = None,
         max_receive: int | None = None,
         dial_ahead: bool = False,
+        leaves_idle: bool = False,
         authority: str = "localhost",
         limits: Limits = _CLIENT_LIMITS,
     ) -> None:
@@ -70,7 +72,7 @@ class Channel:
         self._limits = limits
         self._workers = Workers("hybridload-http2-call")
         self._timers = Timers("hybridload-http2-deadlines")
-        self._pool = Pool(dial, self._adopt, max_connections, self._workers if dial_ahead else None)
+        self._pool = Pool(dial, self._adopt, max_connections, self._workers if dial_ahead else None, leaves_idle)
         self._shared: SharedLinks | None = None
         # The constant parts of a request's header block: before the path, and after it.
         self._head = b"\x83\x86" + named(1, authority.encode())  # POST, http

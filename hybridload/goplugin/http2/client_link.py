@@ -45,6 +45,9 @@ from .workers import Workers, WorkersClosed
 logger = logging.getLogger(__name__)
 
 
+_INTERRUPTED = "who read or wrote for the calls on the connection was interrupted"
+
+
 class ClientLink(Link):
     """One connection to a server. Owns the stream; `close` ends all calls on it.
 
@@ -99,6 +102,11 @@ class ClientLink(Link):
     def in_background(self) -> bool:
         """Whether the background thread reads, so that a caller could not do it itself."""
         return self._background is not None and not self._resting
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether there is a background thread, though it may rest."""
+        return self._background is not None
 
     def still_usable(self) -> bool:
         """Whether this idle connection is alive. Reads what came while nobody waited. Never blocks."""
@@ -420,6 +428,7 @@ class ClientLink(Link):
         """As `_read`, for who has the role and not the lock. Ends without the role and with the lock."""
         failure = ""
         data = b""
+        locked = False
         try:
             try:
                 if self.connection.due:
@@ -429,7 +438,7 @@ class ClientLink(Link):
                 failure = str(error)
             finally:
                 try:
-                    self.lock.acquire()
+                    locked = self.lock.acquire()
                 finally:
                     self._reading = False
         except TimeoutError:
@@ -437,6 +446,8 @@ class ClientLink(Link):
         except BaseException:
             # Ctrl-C: some bytes may be lost, and with them the thread of what follows.
             self.spoil()
+            if locked:
+                self._fail(_INTERRUPTED)
             raise
         if data:
             if only is None or not only.take_answer(data):
@@ -448,9 +459,10 @@ class ClientLink(Link):
 
     def _break_off(self) -> None:
         """Whoever had the role was interrupted: nothing can follow half a frame, nor be told from what was lost."""
+        self.spoil()
         with self.lock:
             self._reading = False
-        self.spoil()
+            self._fail(_INTERRUPTED)
 
     def _start_background(self) -> None:
         if self._closed or self.ended is not None:

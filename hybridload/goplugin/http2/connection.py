@@ -153,7 +153,7 @@ class Connection:
         self._decoder = BlockDecoder(self.limits.max_headers)
         self._known_blocks = self._decoder.known
         self._patterns = self._decoder.patterns
-        self._last_length = 0  # of what could be a pattern: the second of a length is made one
+        self._lengths: set[int] = set()  # of what could be a pattern: the second of a length is made one
         self._streams: dict[int, _Stream] = {}
         self._spare: _Stream | None = None
         """One that is over, and as `ask` makes it but for its id."""
@@ -474,6 +474,7 @@ class Connection:
             end < _SHORTEST_ANSWER
             or stream is None
             or stream.received_headers
+            or not stream.receiving
             or not self._between_frames
             or self._receive_window <= _LOW_WINDOW
         ):
@@ -497,7 +498,7 @@ class Connection:
                     stream.receiving = False
                 else:
                     del self._streams[stream_id]
-                    self._spare = stream  # nothing of it has changed since `ask`
+                    self._spare = stream  # what changes of one before its answer comes, `ask` sets
                 return pattern.headers, message, pattern.trailers
             position = 0
         if data[3] != 1:
@@ -527,6 +528,7 @@ class Connection:
             or head.usual is not RESPONSE
             or tail.usual is not TRAILERS
             or length > stream.receive_window
+            or length > self.limits.max_frame
             or (max_size is not None and size > max_size)
         ):
             return None
@@ -595,6 +597,7 @@ class Connection:
             or not stream_id & 1
             or stream_id > frames.LARGEST_STREAM_ID
             or length > self._stream_window
+            or length > self.limits.max_frame
             or (max_size is not None and size > max_size)
             or len(self._streams) >= self.limits.max_streams
         ):
@@ -616,12 +619,14 @@ class Connection:
         stream.received_headers = True
 
     def _learns(self, data: bytes, position: int) -> bool:
-        """Whether a pattern is to be made of what was read: where the one before was as long."""
+        """Whether a pattern is to be made of what was read: where one before was as long."""
         end = len(data)
-        if end != self._last_length:
-            self._last_length = end
-            return False
         if end > patterns.LARGEST or not patterns.control_before(data, position):
+            return False
+        if end not in self._lengths:
+            if len(self._lengths) >= patterns.MOST:
+                self._lengths.clear()
+            self._lengths.add(end)
             return False
         if len(self._patterns) >= patterns.MOST:
             self._patterns.clear()

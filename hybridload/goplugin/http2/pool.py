@@ -56,6 +56,7 @@ class Pool:
     :param dial: opens one; whatever it raises goes to the caller who needed it.
     :param max_connections: how many there are at most.
     :param ahead: opens connections while calls go on without them; `None` has the caller who needs one open it.
+    :param leaves_idle: whether another connection costs next to nothing, and the other side takes it for granted.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Pool:
         adopt: Callable[[Stream], ClientLink],
         max_connections: int,
         ahead: Workers | None = None,
+        leaves_idle: bool = False,
     ) -> None:
         self._dial = dial
         self._adopt = adopt
         self._max = max_connections
         self._ahead = ahead
+        self._leaves_idle = leaves_idle
         self._lock = threading.Lock()
         self._links: list[ClientLink] = []
         self._idle: list[ClientLink] = []  # the last one used is the first to be used again
@@ -104,15 +107,15 @@ class Pool:
         return self.take_shared_now() or self._take_new_or_wait()
 
     def take_for_stream(self) -> ClientLink:
-        """As `take_shared`, but an idle connection is left to the calls where another one costs next to nothing.
+        """As `take_shared`, but the first stream leaves an idle connection to the calls, where that was asked for.
 
         A plugin's start ends with a call and a stream: the user's first call need not open a connection then.
         """
         with self._lock:
-            link = self._share(lambda link: link.in_background)
+            link = self._share(lambda link: link.has_reader and (link.in_background or link.users == 0))
             opens = (
                 link is None
-                and self._ahead is None
+                and self._leaves_idle
                 and bool(self._idle)
                 and len(self._links) + self._dialling < self._max
             )

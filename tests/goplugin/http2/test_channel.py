@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 from unittest.mock import Mock
 
@@ -158,9 +159,11 @@ def test_a_connection_that_cannot_be_opened_ahead_costs_no_call(dial: Dialler) -
 
 
 @pytest.mark.parametrize(
-    ("options", "opened"), [({}, 2), ({"max_connections": 1}, 1), ({"dial_ahead": True}, 1)], ids=str
+    ("options", "opened"),
+    [({"leaves_idle": True}, 2), ({"leaves_idle": True, "max_connections": 1}, 1), ({}, 1)],
+    ids=str,
 )
-def test_a_stream_leaves_the_idle_connection_to_calls_where_another_costs_little(
+def test_the_first_stream_leaves_the_idle_connection_to_calls_where_that_is_asked_for(
     dial: Dialler, options: dict[str, Any], opened: int
 ) -> None:
     with Channel(dial, **options) as channel:
@@ -169,11 +172,22 @@ def test_a_stream_leaves_the_idle_connection_to_calls_where_another_costs_little
         streams = [channel.unary_stream("/t.T/HangStream")(b"") for _ in range(3)]
         assert [next(stream) for stream in streams] == [b"first"] * 3
         assert len(dial.opened) == opened
-        if not options:
+        if opened == 2:
             assert echo(b"y") == b"y"
             assert len(dial.opened) == 2
         for stream in streams:
             stream.cancel()
+
+
+def test_streams_one_after_the_other_share_a_connection(dial: Dialler) -> None:
+    with Channel(dial, leaves_idle=True) as channel:
+        echo, count = channel.unary_unary("/t.T/Echo"), channel.unary_stream("/t.T/Count")
+        for _ in range(10):
+            assert echo(b"x") == b"x"
+            assert len(list(count(b"3"))) == 3
+        # One that has just ended may not be given back yet.
+        assert len(dial.opened) <= 3
+        assert sum("http2-read" in thread.name for thread in threading.enumerate()) <= 2
 
 
 def test_a_stream_shares_a_connection_when_no_other_can_be_opened(dial: Dialler) -> None:
@@ -182,7 +196,7 @@ def test_a_stream_shares_a_connection_when_no_other_can_be_opened(dial: Dialler)
             raise StreamError("no more")
         return dial()
 
-    with Channel(dial_once) as channel:
+    with Channel(dial_once, leaves_idle=True) as channel:
         echo = channel.unary_unary("/t.T/Echo")
         assert echo(b"x") == b"x"
         stream = channel.unary_stream("/t.T/HangStream")(b"")
@@ -602,6 +616,29 @@ def test_ctrl_c_in_a_call_costs_its_connection_and_nothing_else(dial: Dialler, w
             echo(b"b")
         assert echo(b"c", timeout=10) == b"c"
         assert len(opened) == 2
+
+
+def test_ctrl_c_in_the_call_that_reads_ends_those_that_it_read_for(dial: Dialler, service: Any) -> None:
+    opened: list[Watched] = []
+
+    def open_watched() -> Watched:
+        opened.append(Watched(dial()))
+        return opened[-1]
+
+    with Channel(open_watched, max_connections=1) as channel, ThreadPoolExecutor(2) as pool:
+        hang = channel.unary_unary("/t.T/Hang")
+        reading = pool.submit(hang, b"")
+        assert service.hanging.acquire(timeout=10)
+        sharing = pool.submit(hang, b"")
+        assert service.hanging.acquire(timeout=10)
+        opened[0].interrupted = "receive"  # once it has read what is next
+        assert channel.unary_unary("/t.T/Echo")(b"x", timeout=10) == b"x"
+        assert isinstance(reading.exception(10), KeyboardInterrupt)
+        ended = sharing.exception(10)
+        assert isinstance(ended, RpcError)
+        assert ended.code().name == "UNAVAILABLE"
+        assert channel.unary_unary("/t.T/Echo")(b"y", timeout=10) == b"y"
+        assert channel._pool._parting == set()
 
 
 class Lingering:

@@ -506,7 +506,7 @@ _OF_NO_MEANING = frozenset(
         *("_decoder", "_known_blocks", "_resets", "_ended_well", "_chatter", "_useful", "_events", "_needed"),
         *(
             "_patterns",
-            "_last_length",
+            "_lengths",
             "_spare",
             "_data_stream",
             "_data_ends",
