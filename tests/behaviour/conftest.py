@@ -177,6 +177,9 @@ def row_config(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pyte
     return config
 
 
+_POLLER = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")
+
+
 @pytest.fixture(scope="session")
 def plugin(row: Row, row_config: Path) -> Iterator[Plugin]:
     from behaviour_sdk import HANDSHAKE, PLUGINS
@@ -200,6 +203,8 @@ def plugin(row: Row, row_config: Path) -> Iterator[Plugin]:
         assert loader.status("everything").protocol == row.protocol
         yield Plugin(everything, folder)
     left = wait_until_nothing_is_left(before, KINDS)
+    if "grpc" in sys.modules:  # its core has one poller for all channels, and those of another fixture may need it
+        left = [each for each in left if not each.endswith(_POLLER)]
     shutil.rmtree(folder)
     assert not left, "the plugin left behind:\n  " + "\n  ".join(left)
 

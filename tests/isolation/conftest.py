@@ -74,7 +74,7 @@ def open_loader(tmp_path: Path) -> Iterator[Open]:
 
 
 WORK = """
-import asyncio, os, signal, socket, sys, time
+import asyncio, os, signal, socket, sys, threading, time
 from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 from hybridload import Handshake, idempotent
@@ -131,16 +131,27 @@ class Worker:
             return 0
         return os._exit(0) if how == "exit" else self.close_sockets()
     def close_sockets(self):
-        for _ in range(2):  # one may be accepted while the others are closed
-            for name in os.listdir("/proc/self/fd"):
-                try:
-                    if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                        # A thread in `accept` would keep what is closed alone, and take one more.
-                        with socket.socket(fileno=int(name)) as each:
-                            each.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
+        # Those that listen first: the host connects again as soon as it sees the end of the first of the others.
+        self.close_these(listening=True)
+        self.close_these(listening=False)
+        threading.Thread(target=self.close_more, daemon=True).start()
         return 0
+    def close_more(self):
+        while True:  # what was being accepted meanwhile
+            time.sleep(0.005)
+            self.close_these(listening=False)
+    def close_these(self, listening):
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                    each = socket.socket(fileno=int(name))
+                    if listening and not each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        each.detach()
+                        continue
+                    with each:  # a thread in `accept` would keep what is closed alone, and take one more
+                        each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
     def count(self, items):
         yield from range(items)
     async def async_double(self, number):
