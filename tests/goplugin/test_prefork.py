@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from hybridload.handshake import Handshake
 from hybridload.limits import Limits
 
 HANDSHAKE = Handshake("PREFORK_TEST", "on")
+PATIENCE = 20.0  # seconds
 pytestmark = pytest.mark.skipif(not platforms.has_fork_server(), reason="plugins are not forked on this system")
 
 SDK = """
@@ -173,10 +175,18 @@ def test_no_descriptor_of_the_fork_server_reaches_it(start: Start) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
     listing = "sorted(os.readlink(each.path) for each in os.scandir('/proc/self/fd') if os.path.lexists(each.path))"
+
+    def listed(look: Look) -> list[str]:
+        """The kinds of its descriptors once it has both of its connections: that of calls, and that of streams."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = sorted(re.sub(r"\d+", "N", each) for each in eval(look(listing)))
+            if found.count("socket:[N]") > 2 or time.monotonic() > deadline:
+                return found
+            time.sleep(0.01)
+
     try:
-        kinds = [
-            sorted(re.sub(r"\d+", "N", each) for each in eval(look(listing))) for _, look in (start(), start(None))
-        ]
+        kinds = [listed(look) for _, look in (start(), start(None))]
     finally:
         os.close(reader)
         os.close(writer)
