@@ -76,8 +76,7 @@ def integer(number: int, value: int) -> bytes:
 
 def content(number: int, value: bytes | str) -> bytes:
     """A field that is a string, bytes or a message, empty or not."""
-    data = value.encode() if isinstance(value, str) else value
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
+    return wrapped(tag_of(number), value.encode() if isinstance(value, str) else value)
 
 
 def tag_of(number: int) -> bytes:

@@ -101,7 +101,7 @@ class ClientLink(Link):
     @property
     def in_background(self) -> bool:
         """Whether the background thread reads, so that a caller could not do it itself."""
-        return self._background is not None and not self._resting
+        return self.has_reader and not self._resting
 
     @property
     def has_reader(self) -> bool:

@@ -156,7 +156,7 @@ class Connection:
         self._lengths: set[int] = set()  # of what could be a pattern: the second of a length is made one
         self._streams: dict[int, _Stream] = {}
         self._spare: _Stream | None = None
-        """One that is over, and as `ask` makes it but for its id."""
+        """One that is over, and as `ask` makes it but for its id and what may be sent on it."""
         self._asked = (b"", 0, b"", b"", b"")
         """Of the latest request: header block, size of the message with its prefix, and the pieces between."""
         self._answered = (b"", b"", 0, b"", b"", b"", b"")

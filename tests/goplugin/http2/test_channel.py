@@ -49,6 +49,12 @@ class Dialler:
         self.opened.append(stream)
         return stream
 
+    def once(self) -> SocketStream:
+        """The same, but only the first time."""
+        if self.opened:
+            raise StreamError("no more")
+        return self()
+
 
 @pytest.fixture
 def dial(ours: tuple[Server, str]) -> Dialler:
@@ -144,12 +150,7 @@ def test_a_call_does_not_wait_for_a_connection_that_takes_long_to_open(dial: Dia
 
 
 def test_a_connection_that_cannot_be_opened_ahead_costs_no_call(dial: Dialler) -> None:
-    def dial_once() -> SocketStream:
-        if dial.opened:
-            raise StreamError("no more")
-        return dial()
-
-    with Channel(dial_once, dial_ahead=True) as channel:
+    with Channel(dial.once, dial_ahead=True) as channel:
         stream = channel.unary_stream("/t.T/HangStream")(b"")
         assert next(stream) == b"first"
         echo = channel.unary_unary("/t.T/Echo")
@@ -191,12 +192,7 @@ def test_streams_one_after_the_other_share_a_connection(dial: Dialler) -> None:
 
 
 def test_a_stream_shares_a_connection_when_no_other_can_be_opened(dial: Dialler) -> None:
-    def dial_once() -> SocketStream:
-        if dial.opened:
-            raise StreamError("no more")
-        return dial()
-
-    with Channel(dial_once, leaves_idle=True) as channel:
+    with Channel(dial.once, leaves_idle=True) as channel:
         echo = channel.unary_unary("/t.T/Echo")
         assert echo(b"x") == b"x"
         stream = channel.unary_stream("/t.T/HangStream")(b"")

@@ -278,6 +278,22 @@ def test_any_header_block_ends_in_a_failure_or_an_event(block: bytes) -> None:
 # The short ways through
 
 
+def answer_frames(stream_id: int, message: bytes = b"hello") -> bytes:
+    """A whole answer to a unary call."""
+    return (
+        frames.headers(stream_id, encode(RESPONSE), False, 16384)
+        + data_frame(stream_id, b"\0" + len(message).to_bytes(4, "big") + message)
+        + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+    )
+
+
+def at_once(connection: Connection, stream_id: int, data: bytes) -> Any:
+    """What the short way of the connection's role gives; `None` where it is not for these bytes."""
+    if connection.role is Role.CLIENT:
+        return connection.receive_answer(stream_id, data, None)
+    return connection.receive_request(data, None)
+
+
 def parts_of(role: Role, stream_id: int) -> st.SearchStrategy[list[bytes]]:
     """Frames of a whole request or answer, some left out, some twice, with others in between."""
     first = REQUEST if role is Role.SERVER else RESPONSE
@@ -375,8 +391,7 @@ def test_the_short_way_lets_no_wrong_byte_through(
             for connection in (short, long):
                 connection.send_headers(connection.open_stream(), encode(REQUEST), end_stream=True)
                 take(connection)
-            wire = prefix + frames.headers(stream_id, encode(RESPONSE), False, 16384)
-            wire += data_frame(stream_id, b"\0\0\0\0\5hello") + frames.headers(stream_id, encode(TRAILERS), True, 16384)
+            wire = prefix + answer_frames(stream_id)
         else:
             wire = prefix + frames.headers(stream_id, encode(REQUEST), False, 16384)
             wire += data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM)
@@ -388,9 +403,7 @@ def test_the_short_way_lets_no_wrong_byte_through(
                 + wire[at + 1 :]
             )
         expected = long.receive(wire)
-        taken: Any = (
-            short.receive_answer(stream_id, wire, None) if role is Role.CLIENT else short.receive_request(wire, None)
-        )
+        taken = at_once(short, stream_id, wire)
         if taken is None:
             assert short.receive(wire) == expected
         else:
@@ -412,13 +425,7 @@ def test_an_answer_of_a_kind_seen_before_takes_the_short_way() -> None:
             stream_id,
             request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\2hi", frames.END_STREAM),
         )
-        wire = (
-            frames.window_update(0, 5)
-            + frames.ping(b"12345678", ack=False)
-            + frames.headers(stream_id, encode(RESPONSE), False, 16384)
-            + data_frame(stream_id, b"\0\0\0\0" + bytes((len(message),)) + message)
-            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
-        )
+        wire = UPDATE_AND_PING + answer_frames(stream_id, message)
         answer = connection.receive_answer(stream_id, wire, None)
         taken.append(answer is not None and answer[1])
         if answer is None:
@@ -438,11 +445,7 @@ def test_a_request_of_a_kind_seen_before_takes_the_short_way() -> None:
         if request is None:
             connection.receive(wire)
         assert connection.answer(stream_id, encode(RESPONSE), b"hello", 0, encode(TRAILERS))
-        assert take(connection) == (
-            frames.headers(stream_id, encode(RESPONSE), False, 16384)
-            + data_frame(stream_id, b"\0\0\0\0\5hello")
-            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
-        )
+        assert take(connection) == answer_frames(stream_id)
         assert connection.open_streams == 0
     assert taken == [None, *((stream_id, REQUEST, b"hi") for stream_id in (3, 5, 7, 9))]
 
@@ -474,11 +477,7 @@ def test_a_pattern_holds_to_the_limits_of_what_may_be_received() -> None:
     connection = greeted(Role.CLIENT)
     for stream_id in (1, 3, 5, 7):
         connection.ask(encode(REQUEST), b"hi", 0)
-        wire = (
-            frames.headers(stream_id, encode(RESPONSE), False, 16384)
-            + data_frame(stream_id, b"\0\0\0\0\5hello")
-            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
-        )
+        wire = answer_frames(stream_id)
         if stream_id < 7:
             assert connection.receive_answer(stream_id, wire, 5) or connection.receive(wire)
     assert connection.receive_answer(7, wire, 4) is None
@@ -504,16 +503,8 @@ def test_no_more_patterns_are_kept_than_there_is_room_for() -> None:
 _OF_NO_MEANING = frozenset(
     (
         *("_decoder", "_known_blocks", "_resets", "_ended_well", "_chatter", "_useful", "_events", "_needed"),
-        *(
-            "_patterns",
-            "_lengths",
-            "_spare",
-            "_data_stream",
-            "_data_ends",
-            "_block_stream",
-            "_block_ends",
-            "_block_parts",
-        ),
+        *("_data_stream", "_data_ends", "_block_stream", "_block_ends", "_block_parts"),
+        *("_patterns", "_lengths", "_spare"),
     )
 )
 """What may differ between two connections that have come to the same point on different ways."""
@@ -532,16 +523,11 @@ def test_a_call_leaves_the_same_state_wherever_it_is_cut(role: Role, prefix: byt
     def call_of(stream_id: int) -> bytes:
         if role is Role.SERVER:
             return request_frame(stream_id) + data_frame(stream_id, b"\0\0\0\0\5hello", frames.END_STREAM)
-        return (
-            frames.headers(stream_id, encode(RESPONSE), False, 16384)
-            + data_frame(stream_id, b"\0\0\0\0\5hello")
-            + frames.headers(stream_id, encode(TRAILERS), True, 16384)
-        )
+        return answer_frames(stream_id)
 
     def receive(connection: Connection, data: bytes) -> bytes:
         """The body, and whether the whole was taken at once."""
-        client = role is Role.CLIENT
-        whole = connection.receive_answer(last, data, None) if client else connection.receive_request(data, None)
+        whole = at_once(connection, last, data)
         if whole:
             return b"at once " + next(part for part in whole if isinstance(part, bytes))
         return b"".join(event.data for event in connection.receive(data) if isinstance(event, DataReceived))[5:]
@@ -555,13 +541,7 @@ def test_a_call_leaves_the_same_state_wherever_it_is_cut(role: Role, prefix: byt
             connection.ask(encode(REQUEST), b"hi", 0)
         connection.receive(call_of(1))
         for stream_id in range(3, last, 2):
-            earlier = prefix + call_of(stream_id)
-            client = role is Role.CLIENT
-            assert (
-                connection.receive_answer(stream_id, earlier, None)
-                if client
-                else connection.receive_request(earlier, None)
-            )
+            assert at_once(connection, stream_id, prefix + call_of(stream_id))
             take(connection)
         assert bool(connection._patterns) is learned
         pieces = [wire[:cut], wire[cut:]] if cut else [wire]
