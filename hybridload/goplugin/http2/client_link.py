@@ -45,6 +45,9 @@ from .workers import Workers, WorkersClosed
 logger = logging.getLogger(__name__)
 
 
+_READS_AT_REST = 64
+"""Of what came while nobody waited: many times what may be left of streams that were given up."""
+
 _INTERRUPTED = "who read or wrote for the calls on the connection was interrupted"
 
 
@@ -117,10 +120,14 @@ class ClientLink(Link):
 
     def _catch_up(self) -> None:
         try:
-            while self.usable and not self._reading and self.stream.readable():
+            for _ in range(_READS_AT_REST):
+                if not self.usable or self._reading or not self.stream.readable():
+                    return
                 self._read(timeout=0.0)
         except TimeoutError:
-            pass  # what came was of no consequence, e.g. a session ticket of TLS
+            return  # what came was of no consequence, e.g. a session ticket of TLS
+        if not self.calls:
+            self._fail(f"{self.stream.peer} talks without end, and nobody asked it anything")
 
     # Calls
 
@@ -378,6 +385,8 @@ class ClientLink(Link):
                     self._read(None if call.deadline is None else _remaining(call.deadline), call)
                 except TimeoutError:
                     break
+                if call.deadline is not None and time.monotonic() >= call.deadline:
+                    break  # what is read without end need not be an answer
             if call.status is None and not self.wait_for(call, call.is_over, call.deadline, may_read=True):
                 self._expire(call)
             if self.calls and not self._reading:

@@ -32,7 +32,6 @@ needs.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from struct import Struct
@@ -87,6 +86,7 @@ _LOW_WINDOW: Final = 1 << 30
 
 _FORGIVEN_BY_HEADERS: Final = 20
 _FORGIVEN_BY_DATA: Final = 2
+"""Also by each DATA frame that we send: the peer may grant the windows of stream and connection anew for it."""
 
 
 class Role(Enum):
@@ -161,7 +161,8 @@ class Connection:
         """Of the latest request: header block, size of the message with its prefix, and the pieces between."""
         self._answered = (b"", b"", 0, b"", b"", b"", b"")
         """The same of the latest answer, with its trailers."""
-        self._reset_ids: deque[int] = deque(maxlen=_REMEMBERED_RESETS)
+        self._reset: dict[int, int] = {}
+        """Of streams that we reset, latest last: how many bytes their peer may have sent before it learned of it."""
         self._next_id = 1
         self._highest_peer_id = 0
         self.due: list[Buffer] = []
@@ -368,6 +369,7 @@ class Connection:
 
     def _append_data(self, stream_id: int, data: Buffer, flags: int) -> None:
         size = len(data)
+        self._useful += _FORGIVEN_BY_DATA
         header = frames.HEADER.pack(size >> 8, size & 255, frames.DATA, flags, stream_id)
         if size < _JOINED_DATA:
             self.due.append(header + data)
@@ -380,8 +382,14 @@ class Connection:
         stream = self._streams.pop(stream_id, None)
         if stream is not None:
             stream.sending = stream.receiving = False
-            self._reset_ids.append(stream_id)
+            self._remember_reset(stream_id, stream.receive_window)
             self.due.append(frames.rst_stream(stream_id, code))
+
+    def _remember_reset(self, stream_id: int, window: int) -> None:
+        if len(self._reset) >= _REMEMBERED_RESETS:
+            del self._reset[next(iter(self._reset))]
+        self._reset[stream_id] = window
+        self._useful += _FORGIVEN_BY_HEADERS  # what is under way was sent in good faith
 
     def consumed(self, stream_id: int, size: int) -> None:
         """Give back what was received on a stream, so that the peer may send as much again."""
@@ -757,7 +765,7 @@ class Connection:
 
     def _stream_error(self, stream_id: int, code: ErrorCode, reason: str) -> None:
         known = self._streams.pop(stream_id, None)
-        self._reset_ids.append(stream_id)
+        self._remember_reset(stream_id, self._stream_window)
         self._queue_control(frames.rst_stream(stream_id, code))
         if known is not None:
             known.sending = known.receiving = False
@@ -819,8 +827,12 @@ class Connection:
         if stream is None:
             if stream_id == 0 or self._is_idle(stream_id):
                 raise FrameError(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
-            if stream_id not in self._reset_ids:
+            left = self._reset.get(stream_id)
+            if left is None:
                 raise FrameError(ErrorCode.STREAM_CLOSED, f"DATA on stream {stream_id}, which is closed")
+            if counted > left:
+                raise FrameError(ErrorCode.FLOW_CONTROL_ERROR, f"more data on stream {stream_id} than its window")
+            self._reset[stream_id] = left - counted
             return False
         if not stream.receiving:
             self._stream_error(stream_id, ErrorCode.STREAM_CLOSED, "DATA after the end of the stream")
@@ -918,6 +930,7 @@ class Connection:
                 self._stream_error(stream_id, ErrorCode.PROTOCOL_ERROR, problem)
                 return
             if block.informational:
+                self._spend_chatter()
                 return
         stream.received_headers = True
         self._useful += _FORGIVEN_BY_HEADERS
@@ -928,7 +941,8 @@ class Connection:
     def _open_for_peer(self, stream_id: int) -> _Stream | None:
         """The stream that a client's HEADERS open; none when they are to be dropped."""
         if not self._is_idle(stream_id):
-            if stream_id in self._reset_ids:
+            if stream_id in self._reset:
+                self._spend_chatter()
                 return None
             raise FrameError(ErrorCode.STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
         if not self._is_server or not stream_id & 1:
@@ -990,11 +1004,11 @@ class Connection:
     def _read_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise FrameError(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
+        self._spend_chatter()
         if flags & frames.ACK:
             if payload:
                 raise FrameError(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
             return
-        self._spend_chatter()
         if not self.settings_seen:
             self.settings_seen = True
             self.max_streams = frames.LARGEST_STREAM_ID  # what no word about it means
@@ -1057,6 +1071,7 @@ class Connection:
 
     def _read_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         increment = frames.read_uint32(payload, "WINDOW_UPDATE") & frames.LARGEST_WINDOW
+        self._spend_chatter()  # what we send earns those that answer it
         if stream_id == 0:
             before = self._send_window
             self._send_window += increment
@@ -1070,7 +1085,6 @@ class Connection:
         if stream is None:
             if self._is_idle(stream_id):
                 raise FrameError(ErrorCode.PROTOCOL_ERROR, f"WINDOW_UPDATE on stream {stream_id}, which is idle")
-            self._spend_chatter()
             return
         before = stream.send_window
         stream.send_window += increment

@@ -22,9 +22,10 @@ class Limits:
         not read.
     :param resets: streams that the peer may open and reset at once; as many are forgiven in ten seconds, and one for
         each stream that ends well.
-    :param chatter: frames that carry nothing (PING, SETTINGS, PRIORITY, empty DATA, unknown ones) accepted at once; as
-        many are forgiven in ten seconds, and some for each frame that does carry something (Go's gRPC pings once in a
-        round trip to measure it, which on a busy connection is thousands of times a second).
+    :param chatter: frames that carry nothing (PING, SETTINGS, WINDOW_UPDATE, PRIORITY, interim responses, empty DATA,
+        unknown ones, headers of streams that are over) accepted at once; as many are forgiven in ten seconds, and some
+        for each frame that does carry something, either way (Go's gRPC pings once in a round trip to measure it, which
+        on a busy connection is thousands of times a second).
     """
 
     max_streams: int = 1000
