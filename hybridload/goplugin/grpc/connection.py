@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _DETAILS = "grpc-status-details-bin"
 # Seconds. How long a plugin may take to be gone after its connection broke, or to flush its output at its end.
 _SETTLE = 1.0
+# Seconds that finding out why a call failed may take beyond its deadline.
+_LATE = 0.2
 
 Fate = Callable[[float], Exception | None]
 """Seconds to wait -> why the plugin is gone, or `None` when it is still there after them."""
@@ -205,7 +207,7 @@ class GRPCConnection:
         if details is None:
             if code == "RESOURCE_EXHAUSTED" and "larger than max" in message:
                 message += _RAISE_THE_LIMIT
-            if code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN") and (gone := self._gone(code)) is not None:
+            if code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN") and (gone := self._gone(code, error, timeout)) is not None:
                 return gone
             if code == "DEADLINE_EXCEEDED" and timeout is not None:
                 return CallTimeout(
@@ -217,22 +219,25 @@ class GRPCConnection:
             return RemoteError(message, plugin=self._name, code=code)
         return decode_exception(Status(code, message, details), contract, self._name, stream=stream)
 
-    def _gone(self, code: str) -> Exception | None:
+    def _gone(self, code: str, error: Any, timeout: float | None) -> Exception | None:
         """Why the plugin is gone, if it is: a broken connection comes a moment before the process's end is known."""
         gone = self._fate(0)
         if gone is not None or code in ("INTERNAL", "UNKNOWN"):
             return gone
-        if self._answers():
+        deadline = getattr(error, "deadline", None)  # grpcio's errors do not tell
+        left = timeout if deadline is None else deadline - time.monotonic()
+        settle = _SETTLE if left is None else min(_SETTLE, max(_LATE, left / 2))
+        if self._answers(settle):
             return None
-        return self._fate(_SETTLE) or PluginCrashed(
+        return self._fate(settle) or PluginCrashed(
             f"Plugin {self._name!r} broke its connection, though its process still runs. "
             "Its log may say why; load it again to start a new process.",
             plugin=self._name,
         )
 
-    def _answers(self) -> bool:
+    def _answers(self, timeout: float) -> bool:
         try:
-            self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=_SETTLE)
+            self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
         except self._engine.rpc_error as error:
             code: str = error.code().name
             return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")

@@ -215,7 +215,7 @@ class Call(Inbox):
     def error(self) -> Exception:
         """The exception for the status. The call is over."""
         assert self.status is not None
-        return rpc_error(self.status, self.initial or (), self.method)
+        return rpc_error(self.status, self.initial or (), self.method, self.deadline)
 
     def deserialize(self, message: bytes) -> Any:
         return message if self._deserialize is None else self._deserialize(message)

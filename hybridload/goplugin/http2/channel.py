@@ -473,4 +473,4 @@ def _not_connected(call: Call, error: Exception) -> Exception:
 
 
 def _unavailable(call: Call, reason: str) -> Exception:
-    return rpc_error(Status(StatusCode.UNAVAILABLE, reason), (), call.method)
+    return rpc_error(Status(StatusCode.UNAVAILABLE, reason), (), call.method, call.deadline)

@@ -35,7 +35,7 @@ from .events import (
 )
 from .frames import ErrorCode
 from .limits import Limits
-from .link import JOINED_MESSAGE, Link, views_of
+from .link import CHUNK, JOINED_MESSAGE, Link, views_of
 from .messages import PREFIX
 from .metadata import Metadata
 from .status import Status, StatusCode
@@ -45,8 +45,12 @@ from .workers import Workers, WorkersClosed
 logger = logging.getLogger(__name__)
 
 
-_READS_AT_REST = 64
-"""Of what came while nobody waited: many times what may be left of streams that were given up."""
+_CATCHING_UP = 0.02
+"""Seconds for what came while nobody waited: many times what it takes to read what is left of streams given up."""
+
+_LONG, _MOMENT = 0.005, 0.001
+"""Seconds. Who is busy for so long with what came at once, very many small pieces, has the lock for that time and would
+have it again before others get it, whose deadlines have come. So it takes less at a time, and leaves them a moment."""
 
 _INTERRUPTED = "who read or wrote for the calls on the connection was interrupted"
 
@@ -62,6 +66,7 @@ class ClientLink(Link):
         "_background",
         "_background_wanted",
         "_closed",
+        "_laborious",
         "_reading",
         "_resting",
         "abandoned",
@@ -91,6 +96,7 @@ class ClientLink(Link):
         self.last_headers: tuple[Headers, Metadata] | None = None
         self.last_trailers: Headers | None = None
         self._reading = False
+        self._laborious = False  # whether the latest that was read took long
         self._background: threading.Thread | None = None
         self._background_wanted = threading.Condition(self.lock)
         self._resting = False
@@ -119,8 +125,9 @@ class ClientLink(Link):
         return self.usable
 
     def _catch_up(self) -> None:
+        until = time.monotonic() + _CATCHING_UP
         try:
-            for _ in range(_READS_AT_REST):
+            while time.monotonic() < until:
                 if not self.usable or self._reading or not self.stream.readable():
                     return
                 self._read(timeout=0.0)
@@ -440,6 +447,8 @@ class ClientLink(Link):
         locked = False
         try:
             try:
+                if self._laborious:
+                    time.sleep(_MOMENT)
                 if self.connection.due:
                     self._send_owed()  # what is due goes out before this thread is lost to reading
                 data = self.receive(timeout, soon)
@@ -460,7 +469,11 @@ class ClientLink(Link):
             raise
         if data:
             if only is None or not only.take_answer(data):
+                began = time.monotonic()
                 self._handle(self.connection.receive(data))
+                self._laborious = time.monotonic() - began > _LONG
+                if self._laborious:
+                    self._chunk = CHUNK
             if self.abandoned:
                 self._cancel_abandoned()
         else:

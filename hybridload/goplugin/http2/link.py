@@ -37,7 +37,7 @@ SEND_PIECE: Final = (1 << 20) + 4096
 JOINED_MESSAGE: Final = 16384
 """Up to this size in bytes a message and its prefix are one piece; above, the message is not copied."""
 
-_CHUNK: Final = 65536
+CHUNK: Final = 65536
 _LARGEST_CHUNK: Final = 1 << 20
 
 
@@ -64,7 +64,7 @@ class Link:
         """Writes for event loops; made when the first of them needs it."""
         self._sending = threading.Lock()
         self._spinning = Spinning(stream)
-        self._chunk = _CHUNK
+        self._chunk = CHUNK
 
     def queue(self, stream_id: int, rest: list[memoryview], ends: bool) -> None:
         """Make due what may be sent just now, up to a piece. Called with `lock` held.
@@ -148,6 +148,6 @@ class Link:
         data = (self._spinning if soon else self.stream).receive(chunk, timeout)
         if len(data) == chunk:
             self._chunk = min(chunk * 2, _LARGEST_CHUNK)
-        elif chunk != _CHUNK and len(data) * 8 < chunk:
-            self._chunk = _CHUNK
+        elif chunk != CHUNK and len(data) * 8 < chunk:
+            self._chunk = CHUNK
         return data

@@ -197,9 +197,10 @@ class LoopMethod:
         except TimeoutError:
             raise rpc_error(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), (), self._method) from None
         except StreamError as error:
-            raise rpc_error(Status(StatusCode.UNAVAILABLE, f"cannot connect: {error}"), (), self._method) from error
-        reason = "every connection is closed as soon as it is opened"
-        raise rpc_error(Status(StatusCode.UNAVAILABLE, reason), (), self._method)
+            unavailable = Status(StatusCode.UNAVAILABLE, f"cannot connect: {error}")
+            raise rpc_error(unavailable, (), self._method, call.deadline) from error
+        unavailable = Status(StatusCode.UNAVAILABLE, "every connection is closed as soon as it is opened")
+        raise rpc_error(unavailable, (), self._method, call.deadline)
 
 
 class LoopCall(LoopNews):

@@ -100,6 +100,9 @@ class RpcError(PluginError):
     `grpc.RpcError` too.
     """
 
+    deadline: float | None = None
+    """By when the call was to have ended, on the clock of `time.monotonic`."""
+
     def __init__(self, status: Status, initial_metadata: Metadata = (), method: str = "") -> None:
         called = f"{method}: " if method else ""
         super().__init__(f"{called}{status.code.name}: {status.details}")
@@ -150,10 +153,14 @@ def public_code(code: StatusCode) -> Any:
     return code if grpc_code is None else grpc_code[code.name]
 
 
-def rpc_error(status: Status, initial_metadata: Metadata = (), method: str = "") -> RpcError:
+def rpc_error(
+    status: Status, initial_metadata: Metadata = (), method: str = "", deadline: float | None = None
+) -> RpcError:
     """The exception for a status, of a class that is grpc's too where there is one."""
     kind: type[RpcError] = _public(RpcError, "RpcError")
-    return kind(status, initial_metadata, method)
+    error = kind(status, initial_metadata, method)
+    error.deadline = deadline
+    return error
 
 
 def rpc_cancelled(message: str) -> Exception:
