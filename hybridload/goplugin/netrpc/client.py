@@ -108,8 +108,12 @@ class NetRPCClient:
         if timeout is None:
             return self._wait(self._send(method, argument, argument_type, reply_type), None)
         deadline = time.monotonic() + timeout
-        call = self._send_at_once(method, argument, argument_type, reply_type, deadline)
-        return self._wait(call, max(0.0, deadline - time.monotonic()))
+        try:
+            call = self._send_at_once(method, argument, argument_type, reply_type, deadline)
+            return self._wait(call, max(0.0, deadline - time.monotonic()))
+        except StreamError as error:
+            error.deadline = deadline
+            raise
 
     def begin(
         self,

@@ -7,6 +7,7 @@ What became of the process is not its business: it asks `fate` when a call fails
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Seconds. How long a plugin may take to be gone after its connection broke, or to flush its output at its end.
 _SETTLE = 1.0
+# Seconds that finding out why a call failed may take beyond its deadline.
+_LATE = 0.2
 # Seconds that a dispense may take beyond what the calls of the plugin may.
 _DISPENSE = 60.0
 
@@ -69,22 +72,23 @@ class NetRPCConnection:
         self._fate = fate
         self._call_timeout = call_timeout
         self._loop = EventLoop()
-        self._mux = self._connect(connect, where, connect_timeout)
+        deadline = time.monotonic() + connect_timeout
+        self._mux = self._connect(connect, where, deadline)
         try:
             # All three before anything is waited for: a plugin accepts them first.
-            control, out, err = (self._mux.open(connect_timeout) for _ in range(3))
+            control, out, err = (self._mux.open(max(0.0, deadline - time.monotonic())) for _ in range(3))
             self._stdio = StdioStreams(out, err, (stdout, stderr), name=name)
         except (StreamError, TimeoutError) as error:
             self._mux.close()
-            raise self._unanswered(where, error) from error
+            raise self._unanswered(where, error, deadline) from error
         self._control = NetRPCClient(control, name=f"{name} control")
         self._server = NetRPCServer(name)
         self._broker = MuxBroker(self._mux, self._server, name=name)
         self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed)
         try:
-            self._detailed = self._greet(where, connect_timeout)
+            self._detailed = self._greet(where, deadline)
         except BaseException:
-            self.close()
+            self._close()
             raise
 
     def dispense(self, kind: str) -> Methods | Any:
@@ -148,6 +152,9 @@ class NetRPCConnection:
     def close(self) -> None:
         """Take the output that is still on its way and close the connection. Safe to call twice."""
         self._stdio.join(_SETTLE)
+        self._close()
+
+    def _close(self) -> None:
         self._mux.close()
         self._control.close()
         self._broker.close()
@@ -165,9 +172,10 @@ class NetRPCConnection:
     def translate(self, error: Exception, timeout: float | None) -> Exception:
         """The exception that the caller of a plugin's method sees for one of the connection's."""
         if isinstance(error, StreamError):
+            left = _SETTLE if error.deadline is None else error.deadline - time.monotonic()
             return (
                 self._fate(0)
-                or self._fate(_SETTLE)
+                or self._fate(min(_SETTLE, max(_LATE, left)))
                 or PluginCrashed(
                     f"Plugin {self._name!r} broke its connection, though its process still runs: {error}. "
                     "Its log may say more; load it again to start a new process.",
@@ -202,23 +210,24 @@ class NetRPCConnection:
 
     # Connecting
 
-    def _connect(self, connect: Callable[[], Stream], where: str, timeout: float) -> Mux:
+    def _connect(self, connect: Callable[[], Stream], where: str, deadline: float) -> Mux:
         try:
             stream = connect()
             return Mux(stream, client=True, name=f"hybridload {self._name} yamux")
         except (OSError, TimeoutError) as error:
-            raise self._unanswered(where, error) from error
+            raise self._unanswered(where, error, deadline) from error
 
-    def _greet(self, where: str, timeout: float) -> bool:
+    def _greet(self, where: str, deadline: float) -> bool:
         """See that somebody answers, if only that it does not know the call, and whether it is a hybridload."""
+        left = max(0.0, deadline - time.monotonic())
         try:
-            reply = self._control.exchange(failures.HELLO, failures.VERSION, Int(), Int(), timeout)
+            reply = self._control.exchange(failures.HELLO, failures.VERSION, Int(), Int(), left)
         except (StreamError, TimeoutError) as error:
-            raise self._unanswered(where, error) from error
+            raise self._unanswered(where, error, deadline) from error
         return reply.error is None
 
-    def _unanswered(self, where: str, error: Exception) -> Exception:
-        gone = self._fate(_SETTLE)
+    def _unanswered(self, where: str, error: Exception, deadline: float) -> Exception:
+        gone = self._fate(min(_SETTLE, max(0.0, deadline - time.monotonic())))
         if gone is not None:
             return gone
         late = isinstance(error, TimeoutError)

@@ -6,6 +6,7 @@ A call's way: bind the arguments, make them one, send, wait. Nothing else happen
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,11 +94,14 @@ def _async_unary(client: NetRPCClient, travelling: Travelling, context: CallCont
         timeout = context.timeout()
         argument_type = travelling.none_type if argument is None else travelling.argument_type
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as limit:
                 reply = await _answer(client, name, argument, argument_type, travelling.reply_expected)
         except GobError as error:
             failure = _refusal(travelling.method, values, error)
         except _BROKEN as error:
+            due = limit.when()
+            if due is not None and isinstance(error, StreamError):
+                error.deadline = time.monotonic() + due - asyncio.get_running_loop().time()
             # Finding out why may wait for the process's end.
             failure = await asyncio.to_thread(context.translate, error, timeout)
         else:

@@ -30,6 +30,9 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 class StreamError(PluginError, ConnectionError):
     """A byte stream cannot do what it was asked for. The base of every error of a stream but `TimeoutError`."""
 
+    deadline: float | None = None
+    """By when whoever met it was to have an answer, on the clock of `time.monotonic`."""
+
 
 class StreamClosed(StreamError):
     """The stream was closed on this side, or its sending half was, or nobody is left at the other end to send to."""

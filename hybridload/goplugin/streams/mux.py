@@ -38,6 +38,7 @@ from hybridload.goplugin.streams.yamux import (
 
 _CHUNK = 65536  # bytes per receive from below, and at most per frame of data, so that streams take turns
 _SMALL = 1024  # bytes that `Stream.writable` promises not to block on
+_LOOKS = 16  # reads of what came for others, before it is said that there is nothing for a stream
 _LOOK = 30.0  # seconds; the clock is looked at that often at least
 
 
@@ -561,15 +562,17 @@ class MuxStream:
     def readable(self) -> bool:
         mux = self._mux
         with mux._lock:
-            while not self._has_news():
+            for _ in range(_LOOKS):
+                if self._has_news():
+                    break
                 try:
                     mux._lock.release()
                     more = mux._below.readable()
                 finally:
                     mux._lock.acquire()
                 if not more or not mux._reading.try_read():
-                    return self._has_news()
-            return True
+                    break
+            return self._has_news()
 
     def looker(self) -> Callable[[], bool]:
         return self._look

@@ -36,6 +36,7 @@ from hybridload.goplugin.streams.base import (
 
 _CHUNK = 65536  # bytes; plain text that is turned into records before they are sent, and cipher text per receive
 _HANDSHAKE_TIMEOUT = 10.0
+_LOOKS = 16  # at what came, for plain text, before it is said that there is none
 
 
 def client_context(own: Certificate, trusted: bytes, alpn: Sequence[str] = ("h2",)) -> ssl.SSLContext:
@@ -189,7 +190,10 @@ class TLSStream:
                 with contextlib.suppress(StreamError):
                     self._flush()  # the alert that tells the peer
                 raise TLSRefused(f"TLS with {self._below.peer} failed: {_reason(error)}") from error
-            self._feed(max(0.0, deadline - time.monotonic()))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._feed(left)
 
     def _feed(self, timeout: float | None) -> None:
         """Wait for cipher text. Called with `_receiving` held or in the handshake, and without `_state`."""
@@ -268,8 +272,10 @@ class TLSStream:
             while plain is None:
                 self._feed(timeout)
                 plain = self._decrypt(max_bytes)
-                if deadline is not None:
-                    timeout = max(0.0, deadline - time.monotonic())
+                if plain is None and deadline is not None:
+                    timeout = deadline - time.monotonic()
+                    if timeout <= 0:  # what came was no plain text, and more may follow without end
+                        raise TimeoutError(f"nothing came from {self.peer} in time")
             return plain
 
     def receive_into(self, buffer: memoryview, timeout: float | None = None) -> int:
@@ -389,10 +395,14 @@ class TLSStream:
         if not self._receiving.acquire(blocking=False):
             return False  # somebody waits for it already
         try:
-            while (plain := self._decrypt(_CHUNK)) is None:
+            for _ in range(_LOOKS):
+                if (plain := self._decrypt(_CHUNK)) is not None:
+                    break
                 if not self._below.readable():
                     return False
                 self._feed(timeout=0)
+            else:
+                return False
             with self._state:
                 self._plain = plain + self._plain
                 self._drained = False

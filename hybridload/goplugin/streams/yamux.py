@@ -23,6 +23,9 @@ has come together, so that nobody ever has to hold more than a window for a stre
 nothing about the other direction. What still comes is skipped. A peer that wrote until its window was used up, and is
 blocked, is told by RST; doing that earlier could make it lose what it has not read yet.
 
+**Chatter.** Pings, window updates, streams that come and go and data for nobody are work for us and none for our users.
+A peer may send many of them, and more with each frame of data, either way; beyond that the session ends.
+
 **The session's end.** Go away with code 0 means: no new streams, those that exist go on. Any other code, either way,
 and every breach of the protocol, ends the session; a breach is answered with go away, code 1.
 """
@@ -30,10 +33,13 @@ and every breach of the protocol, ends the session; a breach is answered with go
 from __future__ import annotations
 
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from hybridload.goplugin.http2.limits import Budget
 from hybridload.goplugin.streams.base import Buffer, StreamClosed, StreamError
 
 INITIAL_WINDOW = 256 * 1024
@@ -41,6 +47,7 @@ MAX_WINDOW = 2**32 - 1
 VERSION = 0
 
 _HEADER = struct.Struct(">BBHII")
+_EARNED = 2  # frames of chatter, by each of data and each stream of ours
 _LAST_ID = 2**32 - 2  # go-plugin's library gives up there too
 
 
@@ -161,11 +168,13 @@ class Config:
     :param window: bytes that the peer may send on a stream before they are consumed; at least 256 KiB.
     :param max_queued: bytes of control frames (answers to pings, refusals, window updates) that may wait to be sent. A
         peer that provokes more and does not read them is cut off.
+    :param chatter: frames without data for anybody that are accepted at once; as many are forgiven in ten seconds.
     """
 
     backlog: int = 256
     window: int = INITIAL_WINDOW
     max_queued: int = 256 * 1024
+    chatter: int = 20000
 
     def __post_init__(self) -> None:
         if self.backlog < 1 or not INITIAL_WINDOW <= self.window <= MAX_WINDOW:
@@ -189,10 +198,15 @@ class Session:
     """One end of a yamux connection.
 
     :param client: whether this is the end that made the connection; the two ends must differ.
+    :param clock: seconds that never go back; only the limit of chatter asks it.
     """
 
-    def __init__(self, client: bool, config: Config = Config()) -> None:
+    def __init__(
+        self, client: bool, config: Config = Config(), clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._config = config
+        self._chatter = Budget(config.chatter, clock)
+        self._earned = 0  # since chatter was last spent
         self._next_id = 1 if client else 2
         self._streams: dict[int, _Stream] = {}
         self._unacknowledged: set[int] = set()  # ours, which the peer has not accepted
@@ -249,6 +263,7 @@ class Session:
         self._next_id += 2
         self._streams[stream.stream_id] = stream
         self._unacknowledged.add(stream.stream_id)
+        self._earned += _EARNED
         self._update_window(stream, SYN)
         return stream.stream_id
 
@@ -278,6 +293,7 @@ class Session:
         size = min(len(data), stream.send_window)
         if size:
             stream.send_window -= size
+            self._earned += _EARNED
             self._out.append(_HEADER.pack(VERSION, DATA, 0, stream_id, size))
             self._out.append(data if size == len(data) else memoryview(data)[:size])
         return size
@@ -383,6 +399,7 @@ class Session:
             return None
         stream.receive_window -= size
         stream.consumed += size
+        self._earned += _EARNED
         if stream.consumed >= self._config.window // 2:
             self._update_window(stream, 0)
         return data[_HEADER.size :]
@@ -402,15 +419,30 @@ class Session:
         if kind in (DATA, WINDOW_UPDATE):
             stream = self._stream_of(stream_id, flags, events)
             if kind == DATA:
+                if length and stream is not None:
+                    self._earned += _EARNED
+                else:
+                    self._spend_chatter()
                 self._receive_data_header(stream, flags, length, events)
-            elif stream is not None:
+                return
+            self._spend_chatter()
+            if stream is not None:
                 self._receive_window_update(stream, flags, length, events)
         elif kind == PING:
+            self._spend_chatter()
             self._receive_ping(flags, length, events)
         elif kind == GO_AWAY:
+            self._spend_chatter()
             self._receive_go_away(length, events)
         else:
             raise _Breach(f"the peer sent a frame of the unknown type {kind}")
+
+    def _spend_chatter(self) -> None:
+        if self._earned:
+            self._chatter.earn(self._earned)
+            self._earned = 0
+        if not self._chatter.spend():
+            raise _Breach("the peer sends frame after frame, and nothing in them")
 
     def _stream_of(self, stream_id: int, flags: int, events: list[Event]) -> _Stream | None:
         """The stream that a frame is about, opened, acknowledged or reset as its flags say; FIN is for later."""

@@ -24,7 +24,7 @@ from hybridload.goplugin.streams.mux import Mux, MuxConfig, MuxStream
 from hybridload.goplugin.streams.reading import MOMENT, Reading
 from hybridload.goplugin.streams.sockets import SocketStream, connect, listen_unix, socket_pair
 from hybridload.goplugin.streams.tls import TLSStream, client_context, server_context
-from hybridload.goplugin.streams.yamux import INITIAL_WINDOW
+from hybridload.goplugin.streams.yamux import INITIAL_WINDOW, Config
 
 Ends = tuple[Mux, Mux]
 ReceiveExactly = Callable[[Stream, int], bytes]
@@ -419,7 +419,7 @@ def test_hostile_bytes_neither_hang_nor_crash_a_session(hostile: bytes) -> None:
 
 def test_a_flood_of_pings_whose_answers_nobody_reads_ends_the_session() -> None:
     near, far = socket_pair()
-    server = Mux(far, client=False)
+    server = Mux(far, client=False, config=MuxConfig(session=Config(chatter=1 << 40)))
     pings = struct.pack(">BBHII", 0, 2, 1, 0, 7) * 5000
     with pytest.raises(StreamError):
         send_for_ever(near, pings)

@@ -663,3 +663,49 @@ def test_the_short_way_in_takes_a_frame_and_knows_its_header() -> None:
     assert not session.awaits_body(stream_id, data[:12])
     assert session.receive_only(stream_id, data) is None
     assert session.receive_data(data[5:]) == [DataReceived(stream_id, b"answer")]
+
+
+CHATTER = {
+    "pings": frame(PING, SYN, 0, 7),
+    "answers to pings": frame(PING, ACK, 0, 7),
+    "window updates": frame(WINDOW_UPDATE, 0, 1, 1),
+    "window updates of nothing": frame(WINDOW_UPDATE, 0, 4, 1),
+    "resets of nothing": frame(WINDOW_UPDATE, RST, 4, 0),
+    "streams that are refused": frame(WINDOW_UPDATE, SYN, 4, 0) + frame(WINDOW_UPDATE, RST, 4, 0),
+    "data for nobody": frame(DATA, 0, 4, body=b"nobody"),
+    "data that is none": frame(DATA, 0, 1),
+    "farewells": frame(GO_AWAY),
+}
+
+
+@pytest.mark.parametrize("sent", CHATTER.values(), ids=CHATTER)
+def test_a_peer_that_chatters_ends_the_session_sooner_than_time_forgives_it(sent: bytes) -> None:
+    now = 0.0
+    session = Session(client=True, config=Config(chatter=100), clock=lambda: now)
+    session.open()
+    for _ in range(100 // (len(sent) // 12)):
+        session.receive_data(sent)
+        session.data_to_send()
+    assert session.failure is None
+    now = 5.0
+    for _ in range(40 // (len(sent) // 12)):
+        session.receive_data(sent)
+        session.data_to_send()
+    assert session.failure is None
+    for _ in range(100):
+        session.receive_data(sent)
+    assert session.failure is not None
+    assert "nothing in them" in session.failure.message
+
+
+def test_data_either_way_earns_what_goes_with_it() -> None:
+    session = Session(client=True, config=Config(chatter=100), clock=lambda: 0.0)
+    stream_id = session.open()
+    update, ping = frame(WINDOW_UPDATE, 0, stream_id, 1), frame(PING, SYN, 0, 7)
+    for _ in range(1000):
+        session.send(stream_id, b"x")
+        session.receive_data(update + ping)
+        session.receive_data(frame(DATA, 0, stream_id, body=b"y") + ping + ping)
+        session.consumed(stream_id, 1)
+        session.data_to_send()
+    assert session.failure is None
