@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import mmap
     import socket
 
     from hybridload.limits import Limits
@@ -50,6 +51,33 @@ def limit_numbers(limits: Limits) -> list[str] | None:
         (resource.RLIMIT_NPROC, limits.processes, 0),
     )
     return [f"{kind}:{most}:{most + grace}" for kind, most, grace in given if most is not None]
+
+
+def thread_stack(needed: int) -> int:
+    """How large the stack of a thread of ours is to be, in bytes; 0 for the system's own choice.
+
+    Linux takes the limit of the main thread's stack, 8 MiB as a rule, for every thread. Elsewhere Python, or the
+    system, has chosen a size that fits how deep Python recurses there.
+    """
+    return needed if sys.platform == "linux" else 0
+
+
+def reserved_memory(size: int) -> mmap.mmap | None:
+    """Memory that counts as used until it is closed; `None` where this process is under no limit that it counts for.
+
+    :raises OSError: there is no room for it.
+    """
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    if all(
+        resource.getrlimit(kind)[0] == resource.RLIM_INFINITY for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS)
+    ):
+        return None
+    import mmap
+
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANON)
 
 
 def kill_group(pid: int) -> None:
