@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from hybridload.goplugin.threads import SMALL_STACK, Thread
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,15 +47,19 @@ class Timers:
         self._closed = False
 
     def at(self, deadline: float, action: Callable[[], None]) -> Timer:
-        """Run `action` at `deadline` (of `time.monotonic`). After `close`, never."""
+        """Run `action` at `deadline` (of `time.monotonic`). After `close`, never.
+
+        :raises OutOfThreads: there is no thread yet, and none can be started.
+        """
         timer = Timer(self, action)
         with self._changed:
+            if self._thread is None and not self._closed:
+                thread = Thread(target=self._run, name=self._name, daemon=True, stack=SMALL_STACK)
+                thread.start()
+                self._thread = thread
             self._number += 1
             heapq.heappush(self._heap, (deadline, self._number, timer))
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-            elif self._heap[0][2] is timer:
+            if self._heap[0][2] is timer:
                 self._changed.notify()
         return timer
 

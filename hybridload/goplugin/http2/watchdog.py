@@ -7,10 +7,15 @@ while it rests, and costs nothing until a reader wakes it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
+
+from hybridload.goplugin.threads import SMALL_STACK, OutOfThreads, Thread
+
+logger = logging.getLogger(__name__)
 
 INTERVAL: Final = 0.003
 """Seconds. A handler is overtaken when two looks in a row find it, so it holds its connection up for at most three
@@ -29,7 +34,10 @@ class Led(Protocol):
     """How many handlers leaders have run."""
 
     def overtake(self, since: float) -> None:
-        """Let another thread lead, if the leader is still inside the handler that it entered at `since`."""
+        """Let another thread lead, if the leader is still inside the handler that it entered at `since`.
+
+        :raises OutOfThreads: there is none; nothing has changed, and the next look tries it again.
+        """
 
 
 class Watchdog:
@@ -44,7 +52,7 @@ class Watchdog:
         self._links = links
         self._awake = threading.Event()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = Thread(target=self._run, name=name, daemon=True, stack=SMALL_STACK)
 
     def start(self) -> None:
         self._thread.start()
@@ -93,7 +101,11 @@ class Watchdog:
         for link in self._links():
             since = link.busy_since
             if since and now - since >= INTERVAL and seen.get(link) == since:
-                link.overtake(since)
+                try:
+                    link.overtake(since)
+                except OutOfThreads as error:
+                    logger.debug("a handler holds up its connection: %s", error)
+                    busy[link] = since
             elif since:
                 busy[link] = since
             served += link.served

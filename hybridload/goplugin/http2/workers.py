@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
+
+from hybridload.goplugin.threads import OutOfThreads, Thread
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +33,18 @@ class Workers:
         self._name = name
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._waiting: deque[Job] = deque()  # for a thread, where none could be started
         self._idle = 0
         self._started = 0
         self._threads: set[threading.Thread] = set()
         self._closed = False
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job, *, patient: bool = False) -> None:
         """Run `job` in a thread of its own.
 
+        :param patient: where no thread can be started it waits until one has nothing else to do.
         :raises WorkersClosed: `close` was called.
+        :raises OutOfThreads: no thread can be started, and the job is not patient.
         """
         with self._lock:
             if self._closed:
@@ -49,10 +55,16 @@ class Workers:
                 return
             self._started += 1
             name = f"{self._name}-{self._started}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            thread = Thread(target=self._work, name=name, daemon=True)
             # Those that ended are dropped here and not by themselves: `close` must not miss one on its last steps.
             self._threads = {each for each in self._threads if each.is_alive()}
-            thread.start()
+            try:
+                thread.start()
+            except OutOfThreads:
+                if not patient:
+                    raise
+                self._waiting.append(job)
+                return
             self._threads.add(thread)
             self._jobs.put(job)  # a thread keeps what it is started with until it ends
 
@@ -93,6 +105,9 @@ class Workers:
 
     def _stay(self) -> bool:
         with self._lock:
+            if self._waiting and not self._closed:
+                self._jobs.put(self._waiting.popleft())
+                return True
             if self._closed or self._idle >= _KEPT_IDLE:
                 return False
             self._idle += 1

@@ -11,10 +11,13 @@ import pytest
 
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.timers import Timers
+from hybridload.goplugin.http2.watchdog import Watchdog
 from hybridload.goplugin.http2.workers import Workers, WorkersClosed
 from hybridload.goplugin.streams.base import StreamClosed
 from hybridload.goplugin.streams.sockets import listen_unix
+from hybridload.goplugin.threads import OutOfThreads
 from tests.goplugin.http2.conftest import open_channel
+from tests.running_out import no_more_threads
 
 
 def test_a_job_gets_a_thread_at_once_however_many_are_busy() -> None:
@@ -69,6 +72,51 @@ def test_a_job_that_fails_costs_nothing_but_a_log_line(caplog: pytest.LogCapture
     workers.submit(lambda: 1 // 0 and None)
     assert workers.close(5)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_where_no_thread_can_be_started_a_job_is_refused_and_a_patient_one_waits() -> None:
+    workers = Workers("test")
+    release, patient, later = threading.Event(), threading.Event(), threading.Event()
+    workers.submit(lambda: release.wait(10) and None)
+    with no_more_threads():
+        with pytest.raises(OutOfThreads):
+            workers.submit(lambda: None)
+        workers.submit(patient.set, patient=True)
+        assert not patient.is_set()
+        release.set()
+        assert patient.wait(10)
+    workers.submit(later.set)
+    assert later.wait(10)
+    assert workers.close(10)
+
+
+def test_a_timer_without_a_thread_is_refused_and_the_next_one_gets_it() -> None:
+    timers, due = Timers("test"), threading.Event()
+    with no_more_threads(), pytest.raises(OutOfThreads):
+        timers.at(0, due.set)
+    timers.at(0, due.set)
+    assert due.wait(10)
+    timers.close()
+
+
+def test_the_watchdog_tries_again_when_nobody_can_overtake() -> None:
+    class Held:
+        busy_since, served = time.monotonic(), 1
+        looks = 0
+        overtaken = threading.Event()
+
+        def overtake(self, since: float) -> None:
+            self.looks += 1
+            if self.looks < 3:
+                raise OutOfThreads("none")
+            self.overtaken.set()
+
+    held = Held()
+    watchdog = Watchdog("test", lambda: [held])
+    watchdog.start()
+    watchdog.wake()
+    assert held.overtaken.wait(10)
+    watchdog.close()
 
 
 def test_closed_workers_take_nothing_and_say_whether_all_are_done() -> None:
