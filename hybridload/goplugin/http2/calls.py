@@ -377,14 +377,22 @@ class StreamCall(Call):
 class Responses:
     """What the user holds of a call whose response is a stream: an iterator of messages, and `grpc.Call`.
 
+    A call that the server is known not to have looked at is made again when its first message is asked for.
+
     When it is dropped half-way the call is cancelled: not at once, as a lock may be held by whoever is collecting
     garbage, but with the connection's next event. Call `cancel` where that matters.
+
+    :param again: makes such a call; `None` where it cannot be repeated.
+    :param attempts: how often it is made in all.
     """
 
-    __slots__ = ("_call",)
+    __slots__ = ("_again", "_attempts", "_call", "_cancelled")
 
-    def __init__(self, call: StreamCall) -> None:
+    def __init__(self, call: StreamCall, again: Callable[[], StreamCall] | None = None, attempts: int = 1) -> None:
         self._call = call
+        self._again = again
+        self._attempts = attempts
+        self._cancelled = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -395,10 +403,32 @@ class Responses:
         :raises StopIteration: there are no more, and the status is OK.
         :raises RpcError: the call ended otherwise.
         """
+        again = self._again
+        if again is None:
+            return self._call.next_response()
+        while self._attempts > 1:
+            try:
+                message = self._call.next_response()
+            except Exception:
+                if not self._call.unprocessed or self._cancelled:
+                    raise
+            else:
+                self._again = None  # with the request, which nobody needs any more
+                return message
+            self._attempts -= 1
+            self._call = again()
+            if self._cancelled:
+                self._call.cancel()
+        self._again = None
         return self._call.next_response()
 
     def next(self) -> Any:
-        return self._call.next_response()
+        return next(self)
+
+    def cancel(self) -> bool:
+        """End the call. False when it was over already."""
+        self._cancelled = True
+        return self._call.cancel()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from hybridload.frozen import replace
 from hybridload.goplugin.streams.base import Stream, StreamError
 
 from .calls import Call, Deserializer, Responses, StreamCall, UnaryCall, iteration_failed
@@ -69,7 +70,8 @@ class Channel:
     ) -> None:
         self.max_send = max_send
         self.max_receive = max_receive
-        self._limits = limits
+        # Where there can be no other connection, this one is used for as long as the server lets us.
+        self._limits = limits if max_connections > 1 else replace(limits, cancellations=0)
         self._workers = Workers("hybridload-http2-call")
         self._timers = Timers("hybridload-http2-deadlines")
         self._pool = Pool(dial, self._adopt, max_connections, self._workers if dial_ahead else None, leaves_idle)
@@ -387,7 +389,14 @@ class UnaryStream(_Method):
         compression: Any = None,
     ) -> Responses:
         call, block, gzip = self._prepare(StreamCall, timeout, metadata, compression, False)
-        return Responses(self._channel.begin(call, block, self._message(request, gzip)))
+        channel, message = self._channel, self._message(request, gzip)
+
+        def begin_again() -> StreamCall:
+            again = StreamCall(self.method, self._deserialize, call.deadline, channel.max_receive, False)
+            again.compressed = call.compressed
+            return channel.begin(again, block, message)  # type: ignore[no-any-return]
+
+        return Responses(channel.begin(call, block, message), begin_again, _ATTEMPTS)
 
 
 class StreamUnary(_Method):
@@ -473,4 +482,4 @@ def _not_connected(call: Call, error: Exception) -> Exception:
 
 
 def _unavailable(call: Call, reason: str) -> Exception:
-    return rpc_error(Status(StatusCode.UNAVAILABLE, reason), (), call.method, call.deadline)
+    return rpc_error(Status(StatusCode.UNAVAILABLE, reason, lost=True), (), call.method, call.deadline)

@@ -546,7 +546,7 @@ class ClientLink(Link):
             call.unprocessed = True
             reason = f"{self.stream.peer} goes away ({ErrorCode.name_of(event.code)}) {event.message}".rstrip()
             self.connection.reset(stream_id, ErrorCode.CANCEL)
-            self.finish(call, Status(StatusCode.UNAVAILABLE, reason))
+            self.finish(call, Status(StatusCode.UNAVAILABLE, reason, lost=True))
 
     # The end
 
@@ -557,7 +557,7 @@ class ClientLink(Link):
 
     def _fail(self, reason: str) -> None:
         if self.ended is None:
-            self.ended = Status(StatusCode.UNAVAILABLE, reason)
+            self.ended = Status(StatusCode.UNAVAILABLE, reason, lost=True)
             if self.connection.failed:
                 self._say_goodbye()
             self.stream.close()

@@ -110,6 +110,7 @@ class _Stream:
 
     __slots__ = (
         "awaited",
+        "begun",
         "borrowed",
         "credit",
         "id",
@@ -125,6 +126,7 @@ class _Stream:
         self.sending = True
         self.receiving = True
         self.received_headers = False
+        self.begun = False  # it was answered, or somebody works on it: its reset hides nothing
         self.send_window = send_window
         self.receive_window = receive_window
         self.credit = 0  # consumed, but not yet given back to the peer
@@ -163,6 +165,8 @@ class Connection:
         """The same of the latest answer, with its trailers."""
         self._reset: dict[int, int] = {}
         """Of streams that we reset, latest last: how many bytes their peer may have sent before it learned of it."""
+        self._forgotten = 0
+        """The highest of those that are no longer in `_reset`: what comes for streams up to it may be of good faith."""
         self._next_id = 1
         self._highest_peer_id = 0
         self.due: list[Buffer] = []
@@ -174,6 +178,7 @@ class Connection:
         self._receive_window = frames.LARGEST_WINDOW
         self._stream_window = self.limits.stream_window
         self._resets = Budget(self.limits.resets, clock)
+        self._cancellations_left = 0 if self._is_server else self.limits.cancellations
         self._chatter = Budget(self.limits.chatter, clock)
         self._ended_well = 0  # streams, since a reset was last spent
         self._useful = 0  # what frames that carried something have earned since chatter was last spent
@@ -323,6 +328,7 @@ class Connection:
         if stream.receiving:
             stream.send_window -= size
             stream.sending = False
+            stream.begun = True
         else:
             self._end(stream)
         return True
@@ -333,6 +339,7 @@ class Connection:
         :raises StreamClosed: the stream takes no more.
         """
         stream = self._sending_stream(stream_id)
+        stream.begun = True
         self.due.append(frames.headers(stream_id, block, end_stream, self._max_send_frame))
         if end_stream:
             self._end_sending(stream)
@@ -377,17 +384,31 @@ class Connection:
             self.due.append(header)
             self.due.append(data)
 
+    def begin_work(self, stream_id: int) -> None:
+        """Somebody works on a stream of the peer's from now on, and is counted until that has ended."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.begun = True
+
     def reset(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
-        """End both halves of a stream at once. Nothing more is reported about it. A closed stream stays closed."""
+        """End both halves of a stream at once. Nothing more is reported about it. A closed stream stays closed.
+
+        A client that has reset as many as it may is `going_away`: servers end connections on which many are reset.
+        """
         stream = self._streams.pop(stream_id, None)
         if stream is not None:
             stream.sending = stream.receiving = False
             self._remember_reset(stream_id, stream.receive_window)
             self.due.append(frames.rst_stream(stream_id, code))
+            self._cancellations_left -= 1
+            if not self._cancellations_left:
+                self.going_away = True
 
     def _remember_reset(self, stream_id: int, window: int) -> None:
         if len(self._reset) >= _REMEMBERED_RESETS:
-            del self._reset[next(iter(self._reset))]
+            oldest = next(iter(self._reset))
+            del self._reset[oldest]
+            self._forgotten = max(self._forgotten, oldest)
         self._reset[stream_id] = window
         self._useful += _FORGIVEN_BY_HEADERS  # what is under way was sent in good faith
 
@@ -829,7 +850,10 @@ class Connection:
                 raise FrameError(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
             left = self._reset.get(stream_id)
             if left is None:
-                raise FrameError(ErrorCode.STREAM_CLOSED, f"DATA on stream {stream_id}, which is closed")
+                if stream_id > self._forgotten:
+                    raise FrameError(ErrorCode.STREAM_CLOSED, f"DATA on stream {stream_id}, which is closed")
+                self._spend_chatter()
+                return False
             if counted > left:
                 raise FrameError(ErrorCode.FLOW_CONTROL_ERROR, f"more data on stream {stream_id} than its window")
             self._reset[stream_id] = left - counted
@@ -941,7 +965,7 @@ class Connection:
     def _open_for_peer(self, stream_id: int) -> _Stream | None:
         """The stream that a client's HEADERS open; none when they are to be dropped."""
         if not self._is_idle(stream_id):
-            if stream_id in self._reset:
+            if stream_id in self._reset or stream_id <= self._forgotten:
                 self._spend_chatter()
                 return None
             raise FrameError(ErrorCode.STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
@@ -991,7 +1015,7 @@ class Connection:
             return
         stream.sending = stream.receiving = False
         self._events.append(StreamEnded(stream_id, code, True, f"reset by the peer: {ErrorCode.name_of(code)}"))
-        if self._is_server:
+        if self._is_server and not stream.begun:
             self._spend_reset()
 
     def _spend_reset(self) -> None:

@@ -20,8 +20,11 @@ class Limits:
     :param max_continuations: CONTINUATION frames in one block.
     :param max_control: bytes of answers (PING, SETTINGS, RST_STREAM, WINDOW_UPDATE) that wait because the peer does
         not read.
-    :param resets: streams that the peer may open and reset at once; as many are forgiven in ten seconds, and one for
-        each stream that ends well.
+    :param resets: streams that the peer may open and reset, before anybody has begun to work on them, at once; as many
+        are forgiven in ten seconds, and one for each stream that ends well. Work that goes on counts among the streams.
+    :param cancellations: streams that a client resets on one connection before it takes no more of them, and the next
+        goes on another: servers have budgets of this kind (nghttp2's is 1000 at once, Envoy's 500 in all, and they
+        count what was worked on, too). 0 for any number.
     :param chatter: frames that carry nothing (PING, SETTINGS, WINDOW_UPDATE, PRIORITY, interim responses, empty DATA,
         unknown ones, headers of streams that are over) accepted at once; as many are forgiven in ten seconds, and some
         for each frame that does carry something, either way (Go's gRPC pings once in a round trip to measure it, which
@@ -35,6 +38,7 @@ class Limits:
     max_continuations: int = 64
     max_control: int = 64 * 1024
     resets: int = 1000
+    cancellations: int = 250
     chatter: int = 20000
 
 

@@ -197,9 +197,8 @@ class LoopMethod:
         except TimeoutError:
             raise rpc_error(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), (), self._method) from None
         except StreamError as error:
-            unavailable = Status(StatusCode.UNAVAILABLE, f"cannot connect: {error}")
-            raise rpc_error(unavailable, (), self._method, call.deadline) from error
-        unavailable = Status(StatusCode.UNAVAILABLE, "every connection is closed as soon as it is opened")
+            raise rpc_error(_lost(f"cannot connect: {error}"), (), self._method, call.deadline) from error
+        unavailable = _lost("every connection is closed as soon as it is opened")
         raise rpc_error(unavailable, (), self._method, call.deadline)
 
 
@@ -433,6 +432,10 @@ class LoopResponses:
         self._cancelled = True
         if self._loop_call is not None:
             self._loop_call.abandon()
+
+
+def _lost(reason: str) -> Status:
+    return Status(StatusCode.UNAVAILABLE, reason, lost=True)
 
 
 def _remaining(deadline: float | None) -> float | None:

@@ -155,6 +155,7 @@ class ServerLink(Link):
         self._leading = None
         if call is not None:
             self._server.slow[call.request.path] = _SLOW_FOR
+            self.connection.begin_work(call.stream_id)
             self._set_timer(call)
         try:
             self._server.workers.submit(partial(self.lead, self._term))
@@ -217,6 +218,7 @@ class ServerLink(Link):
             )
             if not crowded:
                 self._running.add(call)
+                self.connection.begin_work(call.stream_id)
             self._set_timer(call)
         if crowded:
             self.finish(call, Status(StatusCode.RESOURCE_EXHAUSTED, "too many calls at once on this connection"))

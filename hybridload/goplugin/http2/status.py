@@ -72,11 +72,15 @@ _BY_HTTP = {
 
 
 class Status(NamedTuple):
-    """A call's end. `trailing_metadata` may carry ``grpc-status-details-bin``."""
+    """A call's end. `trailing_metadata` may carry ``grpc-status-details-bin``.
+
+    `lost` tells that no server has said this: the connection broke, and the call with it.
+    """
 
     code: StatusCode
     details: str
     trailing_metadata: Metadata = ()
+    lost: bool = False
 
     @classmethod
     def of_reset(cls, code: int, reason: str) -> Status:
