@@ -141,6 +141,8 @@ class GRPCConnection:
         try:
             answer = self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
         except self.rpc_error as error:
+            if isinstance(error, self._engine.rpc_error) and self._engine.lost(error) and self._answers():
+                return
             failure = self.translate(error, timeout)
         else:
             if answer.status == messages.SERVING:
@@ -207,7 +209,11 @@ class GRPCConnection:
         if details is None:
             if code == "RESOURCE_EXHAUSTED" and "larger than max" in message:
                 message += _RAISE_THE_LIMIT
-            if code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN") and (gone := self._gone(code, error, timeout)) is not None:
+            lost = message if self._engine.lost(error) else None
+            if (
+                code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN")
+                and (gone := self._gone(code, error, timeout, lost)) is not None
+            ):
                 return gone
             if code == "DEADLINE_EXCEEDED" and timeout is not None:
                 return CallTimeout(
@@ -219,8 +225,12 @@ class GRPCConnection:
             return RemoteError(message, plugin=self._name, code=code)
         return decode_exception(Status(code, message, details), contract, self._name, stream=stream)
 
-    def _gone(self, code: str, error: Any, timeout: float | None) -> Exception | None:
-        """Why the plugin is gone, if it is: a broken connection comes a moment before the process's end is known."""
+    def _gone(self, code: str, error: Any, timeout: float | None, lost: str | None) -> Exception | None:
+        """Why the plugin is gone, or its connection, if one is: the latter comes a moment before the process's end is
+        known.
+
+        :param lost: why the call's connection broke, if it did.
+        """
         gone = self._fate(0)
         if gone is not None or code in ("INTERNAL", "UNKNOWN"):
             return gone
@@ -228,7 +238,13 @@ class GRPCConnection:
         left = timeout if deadline is None else deadline - time.monotonic()
         settle = _SETTLE if left is None else min(_SETTLE, max(_LATE, left / 2))
         if self._answers(settle):
-            return None
+            if lost is None:
+                return None
+            return PluginCrashed(
+                f"Plugin {self._name!r} runs, but the connection broke that the call was on: {lost}. Nobody knows "
+                "whether the call was carried out; only methods marked idempotent are sent again.",
+                plugin=self._name,
+            )
         return self._fate(settle) or PluginCrashed(
             f"Plugin {self._name!r} broke its connection, though its process still runs. "
             "Its log may say why; load it again to start a new process.",

@@ -53,6 +53,10 @@ class DirectEngine:
     def why(self, channel: Any, error: Any) -> str:
         return str(error.details())
 
+    def lost(self, error: Any) -> bool:
+        lost: bool = error.status.lost
+        return lost
+
     def lanes(self) -> NoLanes:
         return NoLanes()
 

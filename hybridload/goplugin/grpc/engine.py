@@ -104,6 +104,9 @@ class Engine(Protocol):
     def why(self, channel: Any, error: Any) -> str:
         """Why the first call on a channel failed with an error of `rpc_error`, as the part of a sentence."""
 
+    def lost(self, error: Any) -> bool:
+        """Whether an error of `rpc_error` tells that the connection broke, and no server has said it."""
+
     def lanes(self) -> Any:
         """The threads that servers of this engine run calls on; they start when they are first needed."""
 

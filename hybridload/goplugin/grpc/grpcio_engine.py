@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -11,6 +12,11 @@ from hybridload.goplugin.grpc.bridge import ClientBridge
 from hybridload.goplugin.grpc.engine import Endpoint
 from hybridload.goplugin.grpc.grpcio_channel import BridgedChannel, bridged_channel, open_channel
 from hybridload.goplugin.grpc.server import GrpcioServer, Lanes
+
+_BROKEN: Final = re.compile(
+    "Socket closed|Stream removed|GOAWAY|Connection reset|Broken pipe|Endpoint|Transport closed|[Ff]ailed to connect"
+)
+"""What grpc's core calls a connection that broke; a server's own UNAVAILABLE differs in nothing but the text."""
 
 
 class GrpcioEngine:
@@ -28,6 +34,9 @@ class GrpcioEngine:
         if isinstance(channel, BridgedChannel) and channel.failure is not None:
             return str(channel.failure)
         return str(error.details())
+
+    def lost(self, error: Any) -> bool:
+        return error.code() is grpc.StatusCode.UNAVAILABLE and _BROKEN.search(error.details() or "") is not None
 
     def lanes(self) -> Lanes:
         return Lanes()
