@@ -418,15 +418,30 @@ def await_responses(channel: Channel) -> bytes:
     return b"".join(asyncio.run(received()))
 
 
-@pytest.mark.parametrize("call", [call_and_wait, await_answer, await_responses])
-def test_a_call_that_was_refused_is_made_again(call: Callable[[Channel], bytes]) -> None:
+def receive_responses(channel: Channel) -> bytes:
+    return b"".join(channel.unary_stream("/t.T/Echo")(b"x", timeout=5))
+
+
+def refuse(connection: Connection, stream_id: int) -> None:
+    connection.reset(stream_id, frames.ErrorCode.REFUSED_STREAM)
+
+
+def go_away_before(connection: Connection, stream_id: int) -> None:
+    connection.due.append(frames.goaway(stream_id - 1, frames.ErrorCode.NO_ERROR, "restarting"))
+
+
+@pytest.mark.parametrize("refusal", [refuse, go_away_before])
+@pytest.mark.parametrize("call", [call_and_wait, receive_responses, await_answer, await_responses])
+def test_a_call_that_was_refused_is_made_again(
+    call: Callable[[Channel], bytes], refusal: Callable[[Connection, int], None]
+) -> None:
     """As is every one beyond a limit that the client has not heard of yet."""
     refused: list[int] = []
 
     def script(connection: Connection, stream_id: int) -> None:
         if not refused:
             refused.append(stream_id)
-            connection.reset(stream_id, frames.ErrorCode.REFUSED_STREAM)
+            refusal(connection, stream_id)
             return
         connection.send_headers(stream_id, OK_RESPONSE)
         connection.send_data(stream_id, bytes(5))
@@ -437,6 +452,85 @@ def test_a_call_that_was_refused_is_made_again(call: Callable[[Channel], bytes])
         assert call(channel) == b""
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("call", [call_and_wait, receive_responses, await_answer, await_responses])
+def test_a_call_that_is_refused_again_and_again_fails(call: Callable[[Channel], bytes]) -> None:
+    seen: list[int] = []
+
+    def script(connection: Connection, stream_id: int) -> None:
+        seen.append(stream_id)
+        refuse(connection, stream_id)
+
+    channel, threads = answering(script)
+    with channel, pytest.raises(RpcError, match="REFUSED_STREAM") as caught:
+        call(channel)
+    assert len(seen) == 3
+    assert not caught.value.status.lost
+    for thread in threads:
+        thread.join()
+
+
+def test_a_stream_that_is_cancelled_is_not_made_again() -> None:
+    seen: list[int] = []
+
+    def script(connection: Connection, stream_id: int) -> None:
+        seen.append(stream_id)
+        refuse(connection, stream_id)
+
+    channel, threads = answering(script)
+    with channel:
+        responses = channel.unary_stream("/t.T/Echo")(b"x", timeout=5)
+        responses.cancel()
+        with pytest.raises(RpcError):
+            next(responses)
+    assert len(seen) <= 1
+    for thread in threads:
+        thread.join()
+
+
+def test_a_connection_that_breaks_says_so_of_its_calls_and_is_told_apart_from_an_answer() -> None:
+    def script(connection: Connection, stream_id: int) -> None:
+        connection.send_headers(stream_id, OK_RESPONSE)
+        raise StreamError("gone")
+
+    channel, threads = answering(script)
+    with channel, pytest.raises(RpcError) as caught:
+        channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+    assert (name_of(caught), caught.value.status.lost) == ("UNAVAILABLE", True)
+    for thread in threads:
+        thread.join()
+
+
+def test_calls_go_on_another_connection_before_a_server_loses_its_patience(dial: Dialler) -> None:
+    with Channel(dial) as channel:
+        beside = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(beside) == b"first"
+        for _ in range(600):
+            given_up = channel.unary_stream("/t.T/HangStream")(b"")
+            assert next(given_up) == b"first"
+            given_up.cancel()
+        assert len(dial.opened) >= 3
+        assert beside.is_active()
+        assert channel.unary_unary("/t.T/Echo")(b"x", timeout=5) == b"x"
+        assert len(channel._pool._parting) <= 1  # the one that `beside` is on
+
+
+def test_a_connection_that_is_handed_over_reaches_who_waits_for_it(
+    dial: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hybridload.goplugin.http2.pool.PATIENCE", 60.0)
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as others:
+        pool = channel._pool
+        link = pool.take()
+        waiting = others.submit(pool.take)
+        while not pool._turns:
+            time.sleep(0.001)
+        pool.give_back(link)
+        assert waiting.result(10) is link
+        assert (link.users, pool._idle) == (1, [])
+        pool.give_back(link)
+        assert (link.users, pool._idle) == (0, [link])
 
 
 def test_a_connection_that_goes_away_is_left_and_its_calls_end_well() -> None:

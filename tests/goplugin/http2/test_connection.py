@@ -765,6 +765,82 @@ def test_rapid_resets_end_the_connection() -> None:
     assert failure(flood(connection, rapid, 5000)) is ErrorCode.ENHANCE_YOUR_CALM
 
 
+def answer_begins(connection: Connection, stream_id: int) -> None:
+    connection.send_headers(stream_id, encode(RESPONSE))
+
+
+def answer_ends(connection: Connection, stream_id: int) -> None:
+    assert connection.answer(stream_id, encode(RESPONSE), b"", 0, encode(TRAILERS))
+
+
+@pytest.mark.parametrize("happens", [Connection.begin_work, answer_begins, answer_ends])
+def test_resets_of_what_is_worked_on_or_answered_are_nobodys_attack(happens: Any) -> None:
+    connection = greeted(Role.SERVER)
+    for number in range(5000):
+        connection.receive(request_frame(1 + 2 * number))
+        happens(connection, 1 + 2 * number)
+        take(connection)
+        connection.receive(frames.rst_stream(1 + 2 * number, 8))
+    assert not connection.failed
+    connection.begin_work(1)  # it is over, which is no mistake
+
+
+def test_each_stream_that_ends_well_earns_a_reset_back() -> None:
+    connection = greeted(Role.SERVER, resets=10)
+    for number in range(100):
+        well, reset = 1 + 4 * number, 3 + 4 * number
+        connection.receive(request_frame(well, True))
+        connection.send_headers(well, encode(RESPONSE))
+        connection.send_headers(well, encode(TRAILERS), True)
+        connection.receive(request_frame(reset) + frames.rst_stream(reset, 8))
+        take(connection)
+    assert not connection.failed
+
+
+def test_a_client_that_has_reset_many_streams_opens_no_more_and_goes_on_with_those_it_has() -> None:
+    connection = greeted(Role.CLIENT, cancellations=10)
+    stays = connection.open_stream()
+    connection.send_headers(stays, encode(REQUEST))
+    for _ in range(10):
+        assert not connection.going_away
+        stream_id = connection.open_stream()
+        connection.send_headers(stream_id, encode(REQUEST))
+        connection.reset(stream_id)
+        connection.reset(stream_id)  # it is over: that is none
+    with pytest.raises(ConnectionClosed):
+        connection.open_stream()
+    events = connection.receive(frames.headers(stays, encode(RESPONSE), False, 16384) + data_frame(stays, b"x", 1))
+    assert [type(each) for each in events] == [HeadersReceived, DataReceived]
+
+
+def test_a_client_that_has_no_other_connection_resets_as_many_as_it_likes() -> None:
+    connection = greeted(Role.CLIENT, cancellations=0)
+    for _ in range(3000):
+        stream_id = connection.open_stream()
+        connection.send_headers(stream_id, encode(REQUEST))
+        connection.reset(stream_id)
+    assert not connection.going_away
+
+
+def test_what_comes_for_streams_that_were_reset_long_ago_is_dropped() -> None:
+    connection = greeted(Role.CLIENT, cancellations=0)
+    opened = [connection.open_stream() for _ in range(1500)]
+    for stream_id in opened:
+        connection.reset(stream_id)
+    for stream_id in opened:
+        assert connection.receive(frames.headers(stream_id, encode(RESPONSE), False, 16384)) == []
+        assert connection.receive(data_frame(stream_id, b"late")) == []
+    assert not connection.failed
+
+
+def test_a_window_that_is_too_large_resets_that_stream() -> None:
+    connection = greeted(Role.SERVER)
+    connection.receive(request_frame(1) + request_frame(7))
+    take(connection)
+    connection.receive(frames.window_update(7, frames.LARGEST_WINDOW))
+    assert take(connection) == frames.rst_stream(7, ErrorCode.FLOW_CONTROL_ERROR)
+
+
 @pytest.mark.parametrize(
     "frame",
     [
