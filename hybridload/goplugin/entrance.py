@@ -202,8 +202,8 @@ class _LateTransport:
     def open(self) -> Any:
         return self._session().open()
 
-    def expect(self, listener: Any) -> None:
-        self._session().expect(listener)
+    def expect(self, listener: Any) -> bool:
+        return self._session().expect(listener)
 
     def _session(self) -> MultiplexedTransport:
         if not self._connected.wait(FIRST_CONNECTION) or self._below is None:

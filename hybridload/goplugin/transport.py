@@ -28,6 +28,8 @@ SERVER_NAME = "localhost"
 """Whom every certificate of go-plugin is for."""
 _EXPECTATION = 10.0
 """Seconds after which a knocked stream that never came is no longer expected."""
+_EXPECTED = 256
+"""How many knocked streams are expected at once; yamux keeps no more that are not accepted."""
 _ACCEPTANCE = 5.0
 """Seconds that the other side may take to accept a stream."""
 
@@ -56,8 +58,11 @@ class Transport(Protocol):
     def open(self) -> Stream:
         """Open one more stream to the other side, and wait until that accepted it; only when multiplexed."""
 
-    def expect(self, listener: Any) -> None:
-        """Give the next stream that the other side opens to `listener.put`; only when multiplexed."""
+    def expect(self, listener: Any) -> bool:
+        """Give the next stream that the other side opens to `listener.put`; only when multiplexed.
+
+        :returns: false when as many are expected as may be, and the other side opens none of them.
+        """
 
 
 @frozen
@@ -148,7 +153,7 @@ class SocketTransport:
     def open(self) -> Stream:
         raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
 
-    def expect(self, listener: Any) -> None:
+    def expect(self, listener: Any) -> bool:
         raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
 
 
@@ -185,7 +190,7 @@ class MultiplexedTransport:
         raise NotImplementedError("a multiplexed plugin has no other addresses")
 
     def open(self) -> Stream:
-        stream = self._session.open()
+        stream = self._session.open(_ACCEPTANCE)
         # Go hosts accept for several ids at once, and a stream is for whoever comes first: before the next one is
         # knocked for, this one must be in its hands.
         try:
@@ -195,9 +200,13 @@ class MultiplexedTransport:
             raise
         return stream if self._tls is None else self._tls.connected(stream)
 
-    def expect(self, listener: Any) -> None:
+    def expect(self, listener: Any) -> bool:
         with self._lock:
-            self._expected.append((time.monotonic(), listener))
+            now = self._forget_stale()
+            if len(self._expected) >= _EXPECTED:
+                return False
+            self._expected.append((now, listener))
+            return True
 
     def close(self) -> None:
         """End the session and its thread. Safe to call twice."""
@@ -206,6 +215,7 @@ class MultiplexedTransport:
             self._thread.join()
 
     def _accept(self) -> None:
+        refused = False
         while True:
             try:
                 stream: Stream = self._session.accept()
@@ -213,17 +223,24 @@ class MultiplexedTransport:
                 return
             taker = self._taker()
             if taker is None:
-                log.warning("a stream that nobody knocked for is refused")
+                # Told once: whoever opens them may open any number.
+                log.log(logging.DEBUG if refused else logging.WARNING, "a stream that nobody knocked for is refused")
+                refused = True
                 stream.close()
                 continue
             taker(stream if self._tls is None else self._tls.accepted(stream))
 
     def _taker(self) -> Callable[[Stream], None] | None:
-        now = time.monotonic()
         with self._lock:
-            while self._expected:
-                since, listener = self._expected.popleft()
-                if now - since < _EXPECTATION:
-                    put: Callable[[Stream], None] = listener.put
-                    return put
+            self._forget_stale()
+            if self._expected:
+                put: Callable[[Stream], None] = self._expected.popleft()[1].put
+                return put
         return self._main
+
+    def _forget_stale(self) -> float:
+        """Called with the lock held. Returns the time that it is."""
+        now = time.monotonic()
+        while self._expected and now - self._expected[0][0] >= _EXPECTATION:
+            self._expected.popleft()
+        return now

@@ -11,10 +11,12 @@ The rules, read off go-plugin v1.8.0 (grpc_broker.go):
   acknowledgement that comes too late would give the id somebody else's stream. Go's broker leaves it unanswered; ours
   answers with an error.
 - An acknowledgement that comes after its dialer gave up has opened a door all the same: Go gives that id the next
-  stream, whoever it is meant for. So a stream is opened for it and closed at once.
+  stream, whoever it is meant for. So a stream is opened for it and closed at once. What was not knocked for opens
+  nothing.
 
 The broker's own stream (plugin.GRPCBroker/StartStream) is a pipe to it: `outgoing` is what is to be sent, `receive`
-takes what came. Whoever has the stream, client or server, moves the messages.
+takes what came. Whoever has the stream, client or server, moves the messages. The other side may send any number of
+them, wanted or not: all that they make this side remember is bounded (see `pending`).
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hybridload.errors import BrokerError
@@ -35,6 +38,7 @@ from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.engine import Endpoint, Engine, Server
 from hybridload.goplugin.http2.timers import Timers
 from hybridload.goplugin.lifetime import Lifetime
+from hybridload.goplugin.pending import AT_MOST, Pending
 from hybridload.goplugin.streams.base import Listener, Stream, StreamClosed
 from hybridload.goplugin.transport import Transport
 
@@ -50,6 +54,10 @@ _KNOCK_AGAIN = 0.01
 _READY = 0.002
 # go-plugin's words for an id whose listener is just being made (grpc_client_muxer.go).
 _NOT_YET = "no listener for id"
+_LONGEST = 1024
+"""Characters of a network and an address; those of a socket have about 100."""
+_BACKLOG = 256
+"""How many streams wait for a listener to accept them, as in yamux."""
 _END = None
 
 
@@ -73,15 +81,20 @@ class GRPCBroker:
         self._lanes = lanes
         self._name = name
         self._ids = itertools.count(1)
-        self._changed = threading.Condition()
-        self._offers: dict[int, tuple[float, Any]] = {}
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._offers = Pending[Any](PATIENCE)
         self._knocked: int | None = None
         self._answer: Any = None
+        self._given_up = Pending[bool](math.inf)  # knocks that were not answered in time
         self._late = 0  # doors that were opened when nobody waited for it any more
-        self._knocks: dict[int, float] = {}
+        self._knocks = Pending[bool](_KNOCK_PATIENCE * PATIENCE)
+        self._refusing = False  # the oldest of them has a timer
         self._accepting: dict[int, KnockedListener] = {}
         self._knocking = threading.Lock()
-        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._to_send = threading.Condition(lock)
+        # What the other side does not take is dropped when there is more: it is too late for it anyway.
+        self._outgoing = collections.deque[Any](maxlen=AT_MOST)
         self._refusals = Timers(f"hybridload {name} knocks")
         self._owned: set[Any] = set()
         self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -191,41 +204,39 @@ class GRPCBroker:
         with self._changed:
             if self._stream is not None:
                 self._stream.close()
-            self._stream = Outgoing(self._outgoing)
+            self._stream = Outgoing(self._outgoing, self._to_send)
             if self._closed:
                 self._stream.close()
             return self._stream
 
-    def receive(self, info: Any) -> None:
-        """Take a message of the other side."""
-        with self._changed:
-            self._forget_stale()
-            if info.HasField("knock"):
-                if info.knock.ack:
+    def receive(self, infos: Iterable[Any]) -> None:
+        """Take the messages of the other side as they come, until their end or the broker's."""
+        for info in infos:
+            with self._changed:
+                if self._closed:
+                    return
+                if not info.HasField("knock"):
+                    self._take_offer(info)
+                elif info.knock.ack:
                     self._take_answer(info)
                 elif info.knock.knock:
-                    self._knocks[info.service_id] = time.monotonic()
-                    self._answer_knock(info.service_id)
-            else:
-                self._offers[info.service_id] = (time.monotonic(), info)
-            self._changed.notify_all()
-        if info.HasField("knock") and info.knock.knock and not info.knock.ack:
-            self._refuse_later(info.service_id)
+                    self._take_knock(info.service_id)
 
     # -- dialling
 
     def _opener(self, service_id: int) -> Callable[[], Stream]:
         if self._transport.multiplexed:
             return lambda: self._knock(service_id)
-        info = self._await(lambda: self._offered(service_id), time.monotonic() + PATIENCE)
+        info = self._await(lambda: self._offers.pop(service_id), time.monotonic() + PATIENCE)
         if info is None:
             raise self._unanswered(service_id)
         return lambda: self._transport.connect(info.network, info.address, PATIENCE)
 
-    def _offered(self, service_id: int) -> Any:
-        self._forget_stale()
-        offer = self._offers.pop(service_id, None)
-        return None if offer is None else offer[1]
+    def _take_offer(self, info: Any) -> None:
+        """Called with the lock held."""
+        if len(info.network) + len(info.address) <= _LONGEST:
+            self._offers.put(info.service_id, info)
+            self._changed.notify_all()
 
     def _knock(self, service_id: int) -> Stream:
         deadline = time.monotonic() + PATIENCE
@@ -252,26 +263,32 @@ class GRPCBroker:
             self._send(service_id=service_id, knock={"knock": True})
             while True:
                 answer = self._await(lambda: self._answer or self._late, deadline)
-                if not self._enter_late_doors():
+                if not self._enter_late_door(deadline):
                     return answer
         finally:
             with self._changed:
+                if self._answer is None:
+                    self._given_up.put(service_id, True)
                 self._knocked, self._answer = None, None
 
-    def _enter_late_doors(self) -> int:
-        """Open and close the streams that the other side expects for dials that were given up; how many."""
+    def _enter_late_door(self, deadline: float) -> bool:
+        """Open and close a stream that the other side expects for a dial that was given up; whether there was one."""
         with self._changed:
-            late, self._late = self._late, 0
-        for _ in range(late):
-            self._transport.open().close()
-        return late
+            if not self._late or time.monotonic() >= deadline:
+                return False
+            self._late -= 1
+        self._transport.open().close()
+        return True
 
     def _take_answer(self, info: Any) -> None:
         """Called with the lock held."""
         if info.service_id == self._knocked and self._answer is None:
             self._answer = info.knock
-        elif info.knock.knock and not info.knock.error:
+        elif self._given_up.pop(info.service_id) and info.knock.knock and not info.knock.error:
             self._late += 1
+        else:
+            return
+        self._changed.notify_all()
 
     def _await(self, found: Callable[[], Any], deadline: float) -> Any:
         """What `found` finds, called with the lock held whenever something came; `None` when the time is over.
@@ -313,29 +330,40 @@ class GRPCBroker:
             self._answer_knock(service_id)
         return listener
 
+    def _take_knock(self, service_id: int) -> None:
+        """Called with the lock held."""
+        for forgotten in self._knocks.put(service_id, True):
+            self._refuse(forgotten)
+        self._answer_knock(service_id)
+        self._refuse_later()
+
     def _answer_knock(self, service_id: int) -> None:
         """Open the door for a knock that waits, if somebody accepts its id; called with the lock held."""
-        listener, since = self._accepting.get(service_id), self._knocks.get(service_id)
-        if listener is None or since is None:
+        listener = self._accepting.get(service_id)
+        if listener is None or not self._knocks.pop(service_id):
             return
-        del self._knocks[service_id]
-        if time.monotonic() - since < _KNOCK_PATIENCE * PATIENCE:
-            self._transport.expect(listener)
+        if self._transport.expect(listener):
             self._send(service_id=service_id, knock={"knock": True, "ack": True})
+        else:
+            self._refuse(service_id)
 
-    def _refuse_later(self, service_id: int) -> None:
-        """Answer a knock with an error when nobody accepts its id in time."""
+    def _refuse_later(self) -> None:
+        """Answer knocks with an error when nobody accepts their ids in time. Called with the lock held."""
+        due = self._knocks.next_stale
+        if due is not None and not self._refusing and not self._closed:
+            self._refusing = True
+            self._refusals.at(due, self._refuse_stale)
 
-        def refuse() -> None:
-            with self._changed:
-                if self._knocks.pop(service_id, None) is None or self._closed:
-                    return
-            error = f"nobody accepts the id {service_id}"
-            self._send(service_id=service_id, knock={"knock": True, "ack": True, "error": error})
-
+    def _refuse_stale(self) -> None:
         with self._changed:
-            if service_id in self._knocks and not self._closed:
-                self._refusals.at(time.monotonic() + _KNOCK_PATIENCE * PATIENCE, refuse)
+            self._refusing = False
+            for service_id in self._knocks.forget_stale():
+                self._refuse(service_id)
+            self._refuse_later()
+
+    def _refuse(self, service_id: int) -> None:
+        error = f"nobody accepts the id {service_id}"
+        self._send(service_id=service_id, knock={"knock": True, "ack": True, "error": error})
 
     def _done_accepting(self, listener: KnockedListener) -> None:
         with self._changed:
@@ -345,13 +373,9 @@ class GRPCBroker:
     # -- common
 
     def _send(self, **fields: Any) -> None:
-        self._outgoing.put(messages.ConnInfo(**fields))
-
-    def _forget_stale(self) -> None:
-        now = time.monotonic()
-        for service_id, (since, _) in list(self._offers.items()):
-            if now - since > PATIENCE:
-                del self._offers[service_id]
+        with self._changed:
+            self._outgoing.append(messages.ConnInfo(**fields))
+            self._to_send.notify()
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -401,29 +425,26 @@ class _Expiry:
 class Outgoing:
     """What is to be sent over the broker's stream; an iterator that `close` ends, from any thread."""
 
-    def __init__(self, pending: queue.SimpleQueue[Any]) -> None:
+    def __init__(self, pending: collections.deque[Any], to_send: threading.Condition) -> None:
         self._pending = pending
+        self._to_send = to_send
         self._closed = False
 
     def __iter__(self) -> Outgoing:
         return self
 
     def __next__(self) -> Any:
-        while not self._closed:
-            message = self._pending.get()
+        with self._to_send:
+            self._to_send.wait_for(lambda: self._pending or self._closed)
             if self._closed:
-                if message is not _END:
-                    self._pending.put(message)  # for the stream that took over
-                break
-            if message is not _END:
-                return message
-        raise StopIteration
+                raise StopIteration  # what is pending is for the stream that took over
+            return self._pending.popleft()
 
     def close(self) -> None:
         """End the iteration. Safe to call twice."""
-        if not self._closed:
+        with self._to_send:
             self._closed = True
-            self._pending.put(_END)
+            self._to_send.notify_all()
 
 
 class BrokeredServer:
@@ -458,9 +479,9 @@ class KnockedListener:
         self._lock = threading.Lock()
 
     def put(self, stream: Stream) -> None:
-        """Hand over a stream that was knocked for; closed at once when nobody accepts any more."""
+        """Hand over a stream that was knocked for; closed at once when nobody accepts any more, or too many wait."""
         with self._lock:
-            if not self._closed:
+            if not self._closed and self._streams.qsize() < _BACKLOG:
                 self._streams.put(stream)
                 return
         stream.close()

@@ -24,8 +24,7 @@ def broker_service(broker: GRPCBroker) -> ServiceHandler:
     def start_stream(requests: Iterator[Any], context: Any) -> Iterator[Any]:
         def take() -> None:
             try:
-                for info in requests:
-                    broker.receive(info)
+                broker.receive(requests)
             except Exception as error:
                 log.debug("the broker's stream ended: %s", error)
             finally:

@@ -299,8 +299,7 @@ class BrokerStream:
 
     def _run(self) -> None:
         try:
-            for info in self._call:
-                self._broker.receive(info)
+            self._broker.receive(self._call)
         except self._rpc_error as error:
             code: str = error.code().name
             if code == "UNIMPLEMENTED":

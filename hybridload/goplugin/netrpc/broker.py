@@ -9,6 +9,9 @@ The rules, read off go-plugin v1.8.0 (mux_broker.go):
 
 Two unclaimed streams for one id jam Go's broker, so an id is dialled by one caller at a time. Go's `Dial` waits for
 ever; ours for as long as an acceptor may take, and a little more.
+
+The other side may open any number of streams, and have any number of objects served: what waits for its other half is
+bounded (see `pending`), and so are the threads that bring streams to their ids.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from hybridload.goplugin.http2.workers import WorkersClosed
 from hybridload.goplugin.netrpc.client import NetRPCClient
 from hybridload.goplugin.netrpc.gob import Registry
 from hybridload.goplugin.netrpc.server import NetRPCServer, Services
+from hybridload.goplugin.pending import Pending
 from hybridload.goplugin.streams.base import Stream, StreamError
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds that an id waits for its other half."""
 _DIAL_PATIENCE = PATIENCE + 1.0
+_ARRIVING = 256
+"""Streams whose ids are waited for at once; further ones stay with the session, which keeps as many and no more."""
 
 _ID = struct.Struct("<I")
 _END = None
@@ -65,7 +71,9 @@ class MuxBroker:
         self._name = name
         self._ids = itertools.count(1)
         self._changed = threading.Condition()
-        self._waiting: dict[int, tuple[float, Take]] = {}
+        self._expected = Pending[Take](PATIENCE)
+        self._awaited: dict[int, Take] = {}  # those that a thread waits for
+        self._arriving = threading.BoundedSemaphore(_ARRIVING)
         self._dialling: set[int] = set()
         self._owned: set[Any] = set()
         self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -87,12 +95,17 @@ class MuxBroker:
         :raises BrokerError: it opened none in time, the broker is closed, or the id is being accepted already.
         """
         streams: queue.SimpleQueue[Stream | None] = queue.SimpleQueue()
-        self.expect(service_id, streams.put, timeout)
+        with self._changed:
+            self._refuse_taken(service_id)
+            self._awaited[service_id] = streams.put
+            self._changed.notify_all()
         try:
             stream = streams.get(timeout=timeout)
         except queue.Empty:
+            with self._changed:
+                forgotten = self._awaited.pop(service_id, None)
             # What cannot be forgotten came just now.
-            stream = None if self._forget(service_id) else streams.get()
+            stream = streams.get() if forgotten is None else None
         if stream is None:
             raise BrokerError(
                 f"Plugin {self._name!r}: nobody dialled the brokered id {service_id} within {timeout:g} s.",
@@ -100,20 +113,22 @@ class MuxBroker:
             )
         return stream
 
-    def expect(self, service_id: int, take: Take, timeout: float = PATIENCE) -> None:
-        """Have `take` called with the stream that the other side opens for an id of this side. Returns at once.
+    def expect(self, service_id: int, take: Take) -> None:
+        """Have `take` called with the stream that the other side opens for an id of this side within five seconds.
+        Returns at once.
 
-        :param timeout: seconds after which nobody is expected any more.
-        :raises BrokerError: the broker is closed, or the id is being accepted already.
+        :raises BrokerError: the broker is closed, the id is being accepted already, or too many ids wait.
         """
         with self._changed:
-            self._refuse_closed()
-            self._forget_stale()
-            if service_id in self._waiting:
+            self._expected.forget_stale()
+            self._refuse_taken(service_id)
+            if self._expected.full:
                 raise BrokerError(
-                    f"Plugin {self._name!r}: the brokered id {service_id} is being accepted already.", plugin=self._name
+                    f"Plugin {self._name!r}: {len(self._expected)} brokered ids wait for somebody to dial them, and no "
+                    f"more may. The other side must dial an id within {PATIENCE:g} s of getting it.",
+                    plugin=self._name,
                 )
-            self._waiting[service_id] = (time.monotonic() + timeout, take)
+            self._expected.put(service_id, take)
             self._changed.notify_all()
 
     def accept_and_serve(
@@ -175,7 +190,8 @@ class MuxBroker:
         with self._changed:
             first, self._closed = not self._closed, True
             owned, self._owned = self._owned, set()
-            self._waiting.clear()
+            self._awaited.clear()
+            self._expected.clear()
             self._changed.notify_all()
         for client in owned:
             client.close()
@@ -213,6 +229,7 @@ class MuxBroker:
 
     def _accept(self) -> None:
         while True:
+            self._arriving.acquire()
             try:
                 stream = self._session.accept()
             except StreamError:
@@ -220,47 +237,43 @@ class MuxBroker:
             try:
                 self.server.workers.submit(partial(self._arrive, stream))
             except WorkersClosed:
+                self._arriving.release()
                 stream.close()
 
     def _arrive(self, stream: Stream) -> None:
         """Bring a stream to whoever accepts its id."""
+        try:
+            take = self._claim(stream)
+        finally:
+            self._arriving.release()
+        if take is None:
+            stream.close()
+        else:
+            take(stream)
+
+    def _claim(self, stream: Stream) -> Take | None:
+        """Wait for a stream's id and for somebody who accepts it; `None` when one of them does not come."""
         deadline = time.monotonic() + PATIENCE
         try:
             service_id = _receive_id(stream, deadline)
         except (StreamError, TimeoutError) as error:
             log.debug("plugin %s: a stream came without an id: %s", self._name, error)
-            stream.close()
-            return
-        take = self._claim(service_id, deadline)
+            return None
+        with self._changed:
+            self._changed.wait_for(
+                lambda: service_id in self._awaited or service_id in self._expected or self._closed,
+                max(0.0, deadline - time.monotonic()),
+            )
+            take = self._awaited.pop(service_id, None) or self._expected.pop(service_id)
         if take is None:
             log.debug("plugin %s: nobody accepts the brokered id %d", self._name, service_id)
-            stream.close()
-            return
+            return None
         try:
             stream.send(_ID.pack(service_id))
         except StreamError as error:
             log.debug("plugin %s: the brokered id %d was given up: %s", self._name, service_id, error)
-            stream.close()
-        take(stream)
-
-    def _claim(self, service_id: int, deadline: float) -> Take | None:
-        with self._changed:
-            while service_id not in self._waiting and not self._closed:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0 or not self._changed.wait(remaining):
-                    break
-            self._forget_stale()
-            found = self._waiting.pop(service_id, None)
-            return None if found is None else found[1]
-
-    def _forget(self, service_id: int) -> bool:
-        with self._changed:
-            return self._waiting.pop(service_id, None) is not None
-
-    def _forget_stale(self) -> None:
-        now = time.monotonic()
-        for service_id in [key for key, (until, _) in self._waiting.items() if until < now]:
-            del self._waiting[service_id]
+            stream.close()  # whoever takes it is told
+        return take
 
     # Common
 
@@ -272,6 +285,14 @@ class MuxBroker:
                 closable.close()
             except Exception:
                 log.exception("plugin %s: a brokered connection could not be closed", self._name)
+
+    def _refuse_taken(self, service_id: int) -> None:
+        """Called with the lock held."""
+        self._refuse_closed()
+        if service_id in self._awaited or service_id in self._expected:
+            raise BrokerError(
+                f"Plugin {self._name!r}: the brokered id {service_id} is being accepted already.", plugin=self._name
+            )
 
     def _refuse_closed(self) -> None:
         if self._closed:

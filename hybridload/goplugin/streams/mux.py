@@ -40,6 +40,7 @@ _CHUNK = 65536  # bytes per receive from below, and at most per frame of data, s
 _SMALL = 1024  # bytes that `Stream.writable` promises not to block on
 _LOOKS = 16  # reads of what came for others, before it is said that there is nothing for a stream
 _LOOK = 30.0  # seconds; the clock is looked at that often at least
+_LINGERING = 1024  # streams that were closed here and not by the peer; of more, the oldest are reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,10 +431,13 @@ class Mux:
         return False
 
     def _reset_expired(self, deadlines: dict[int, float], now: float, reason: str) -> None:
-        for stream_id in [stream_id for stream_id, deadline in deadlines.items() if deadline <= now]:
-            self._session.reset(stream_id)
-            self._abort(stream_id, reason)
-            self._forget_if_over(stream_id)
+        while deadlines and (stream_id := next(iter(deadlines))) and deadlines[stream_id] <= now:
+            self._give_up(stream_id, reason)
+
+    def _give_up(self, stream_id: int, reason: str) -> None:
+        self._session.reset(stream_id)
+        self._abort(stream_id, reason)
+        self._forget_if_over(stream_id)
 
     def _end(self, why: StreamError) -> StreamError:
         """The session is over; the first reason counts, and is returned. Called without `_lock`."""
@@ -556,6 +560,8 @@ class MuxStream:
             mux._session.close(self.stream_id)
             mux._lingering[self.stream_id] = time.monotonic() + mux._config.close_timeout
             mux._forget_if_over(self.stream_id)
+            if len(mux._lingering) > _LINGERING:
+                mux._give_up(next(iter(mux._lingering)), "")
             mux._reading.wake(self._waiters)
         mux._flush()
 

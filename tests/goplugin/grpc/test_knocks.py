@@ -21,7 +21,7 @@ def test_knocks_that_nobody_answers_wait_on_one_thread_and_are_refused(monkeypat
     with closing(GRPCBroker(transport, SimpleNamespace(), None, name="test")) as broker:  # type: ignore[arg-type]
         answers = broker.outgoing()
         for service_id in range(1, 101):
-            broker.receive(messages.ConnInfo(service_id=service_id, knock={"knock": True}))
+            broker.receive([messages.ConnInfo(service_id=service_id, knock={"knock": True})])
         assert threading.active_count() <= before + 1
         refused = [next(answers) for _ in range(100)]
     assert sorted(answer.service_id for answer in refused) == list(range(1, 101))

@@ -405,7 +405,7 @@ def test_a_stream_that_never_says_its_id_is_closed(sides: tuple[Side, Side]) -> 
 
 def test_an_id_is_accepted_once_at_a_time_and_dialled_once_at_a_time(sides: tuple[Side, Side]) -> None:
     ours, _ = sides
-    ours.broker.expect(3, lambda stream: stream.close(), 60)
+    ours.broker.expect(3, lambda stream: stream.close())
     with pytest.raises(BrokerError, match="is being accepted already"):
         ours.broker.expect(3, lambda stream: stream.close())
     with ThreadPoolExecutor(4) as pool:
