@@ -6,6 +6,7 @@ may want to act on is an attribute.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -169,3 +170,28 @@ class RemoteError(PluginError):
         self.type_name = type_name
         self.remote_traceback = remote_traceback
         self.code = code
+
+
+def start_failed(error: Exception, plugin: str) -> PluginError:
+    """What kept a plugin from starting and is no `PluginError`, as one: what this host, or the system, is short of.
+
+    :param plugin: the plugin's name.
+    """
+    number = errno.EAGAIN if isinstance(error, RuntimeError) and "thread" in str(error) else getattr(error, "errno", None)
+    number = errno.ENOMEM if isinstance(error, MemoryError) else number
+    mend = _MENDS.get(number, "See the cause of this error")
+    words = str(error) or "there was none left"
+    return ProcessError(f"Plugin {plugin!r} could not be started: {type(error).__name__}: {words}. {mend}.", plugin=plugin)
+
+
+_DESCRIPTORS = "This host is at its limit of open files: raise it (ulimit -n), or close what is not needed"
+_MENDS = {
+    errno.EMFILE: _DESCRIPTORS,
+    errno.ENFILE: _DESCRIPTORS,
+    errno.ENOMEM: "Free memory, or raise this host's limit of it",
+    errno.EAGAIN: "Raise the limit of processes and threads that this user or container has",
+    errno.ENOSPC: "Free room there, or name another temporary folder (TMPDIR)",
+    errno.EDQUOT: "Free room there, or name another temporary folder (TMPDIR)",
+    errno.EROFS: "Name a temporary folder that can be written to (TMPDIR)",
+    errno.EACCES: "Name a temporary folder that can be written to (TMPDIR)",
+}

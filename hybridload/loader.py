@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from hybridload.config import Settings, isolation_chain, load_settings
 from hybridload.contract import Contract, Kind, is_idempotent
-from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginError, PluginNotFound
+from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginError, PluginNotFound, start_failed
 from hybridload.events import PluginEvent
 from hybridload.forks import after_fork
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
@@ -316,7 +316,12 @@ class Loader:
             if name in self._loaded:
                 return self._loaded[name]
         sources = self._sources
-        resolution = sources.resolve(name)
+        try:
+            resolution = sources.resolve(name)
+        except PluginError:
+            raise
+        except Exception as error:  # what names come from cannot be read
+            raise start_failed(error, name) from error
         with self._lock:
             if self._closed:
                 raise PluginClosed(f"Plugin {name!r} cannot be loaded: the loader is closed.", plugin=name)

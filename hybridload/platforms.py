@@ -5,6 +5,7 @@ Linux is where everything is tested. Where another system lacks something, the f
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -161,39 +162,45 @@ def reopened_pipe(descriptor: int) -> int:
     return fresh
 
 
+def beyond_standard(descriptor: int) -> int:
+    """A descriptor to be handed to a child under its own number: the same, or where this process has closed its
+    standard input, output or error and the system gave it that number, a duplicate with one that no child puts its own
+    in the place of. The caller closes what is returned, and nothing else."""
+    if descriptor > 2:
+        return descriptor
+    import fcntl
+
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
-def verified_copy(content: bytes, name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Bytes as a program that nobody can change any more: its path, and the descriptors that a child must inherit.
+def program_copy(fill: Callable[[int], None], name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A program that nobody can change any more: its path, and the descriptors that a child must inherit.
 
     On Linux a sealed memory file, which no process, not even ours, can write to. Elsewhere a copy in a private folder,
     removed afterwards. The program has to be started within the context.
 
+    :param fill: writes the program to the descriptor that it is given.
     :param name: a name to show in process lists.
     """
-    if hasattr(os, "memfd_create"):
+    descriptor = _memory_file(name)
+    if descriptor is not None:
         import fcntl
 
-        # Executable memory files can be forbidden by vm.memfd_noexec; the flag asks for one where the kernel knows it.
-        flags = os.MFD_ALLOW_SEALING
-        descriptor = -1
-        for extra in (0x0010, 0):  # MFD_EXEC, Linux 6.3
-            try:
-                descriptor = os.memfd_create(name, flags | extra)
-                break
-            except OSError:
-                continue
-        if descriptor >= 0:
-            try:
-                _write_all(descriptor, content)
-                os.fchmod(descriptor, 0o500)
-                seals = 0
-                for seal in _SEALS:
-                    seals |= getattr(fcntl, seal)
-                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-                yield f"/proc/self/fd/{descriptor}", (descriptor,)
-            finally:
-                os.close(descriptor)
-            return
+        try:
+            fill(descriptor)
+            os.fchmod(descriptor, 0o500)
+            seals = 0
+            for seal in _SEALS:
+                seals |= getattr(fcntl, seal)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+            yield f"/proc/self/fd/{descriptor}", (descriptor,)
+        finally:
+            os.close(descriptor)
+        return
     import shutil
     import tempfile
 
@@ -202,7 +209,7 @@ def verified_copy(content: bytes, name: str) -> Iterator[tuple[str, tuple[int, .
         path = os.path.join(folder, name)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o500)
         try:
-            _write_all(descriptor, content)
+            fill(descriptor)
         finally:
             os.close(descriptor)
         yield path, ()
@@ -210,10 +217,21 @@ def verified_copy(content: bytes, name: str) -> Iterator[tuple[str, tuple[int, .
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _memory_file(name: str) -> int | None:
+    """A descriptor of a memory file that can be sealed and run; `None` where there is no such thing.
+
+    :raises OSError: there is, and the system has no room for one more.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    # Executable memory files can be forbidden by vm.memfd_noexec; the flag asks for one where the kernel knows it.
+    for extra in (0x0010, 0):  # MFD_EXEC, Linux 6.3
+        try:
+            return beyond_standard(os.memfd_create(name, os.MFD_ALLOW_SEALING | extra))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOSYS):
+                raise
+    return None
 
 
 def temporary_folder() -> str:

@@ -33,6 +33,7 @@ from hybridload.errors import (
     PluginClosed,
     PluginCrashed,
     PluginError,
+    start_failed,
 )
 from hybridload.events import Events, PluginEvent
 from hybridload.frozen import field, frozen, names, replace
@@ -584,6 +585,10 @@ class LoadedPlugin:
                 if self._closed:
                     raise PluginClosed(f"Plugin {self._name!r} was closed.", plugin=self._name)
                 yield left
+        except PluginError:
+            raise
+        except Exception as error:
+            raise start_failed(error, self._name) from error
         finally:
             self._host.events.deliver()
             for place in left:
@@ -668,6 +673,10 @@ class LoadedPlugin:
                 running.close()
                 raise
             return place
+        except PluginError:
+            raise
+        except Exception as error:  # whatever this host is short of, another isolation may do without
+            raise start_failed(error, self._name) from error
         finally:
             self._opening = None
 

@@ -29,8 +29,10 @@ from hybridload.errors import (
     HandshakeError,
     PluginClosed,
     PluginCrashed,
+    PluginError,
     StartTimeout,
     VersionMismatch,
+    start_failed,
 )
 from hybridload.external import External
 from hybridload.goplugin.last_words import LastWords
@@ -271,6 +273,7 @@ class Client:
         :raises PermissionDenied: it cannot be run.
         :raises ChecksumMismatch: it is not the file whose digest was given.
         :raises HandshakeError: it does not come to terms with this host; the subclass says in which way.
+        :raises ProcessError: this host or the system is short of something that a start takes; the cause says of what.
         :raises PluginClosed: the client was killed, before or meanwhile. A client starts only once.
         """
         with self._lock:
@@ -280,10 +283,12 @@ class Client:
                 return
             try:
                 self._start()
-            except BaseException:
+            except BaseException as error:
                 self._closing.set()
                 self._end()
-                raise
+                if isinstance(error, PluginError) or not isinstance(error, Exception):
+                    raise
+                raise start_failed(error, self.name) from error
 
     def dispense(self, kind: str) -> Any:
         """An object whose methods run in the plugin; for a hand-written plugin, what its client half returns.
@@ -786,19 +791,29 @@ class Client:
     def _end(self) -> None:
         """End the process and everything around it; called with the lock held, and again without effect."""
         process, connection = self._process, self._connection
-        if process is not None:
-            if connection is not None and not process.poll() and not self._is_test():
-                asked = connection.shutdown(_GRACE)
-                if not _ends(process, _GRACE if asked else 0):
-                    words = f"plugin {self.name} did not end when it was asked to; killing it"
-                    self._log.emit(LogEntry(logging.WARNING, words))
-                    process.kill()
-                    _ends(process, _GRACE)
-            process.close()
+        with ExitStack() as stack:  # whatever fails, the process is killed, and nothing else is left either
+            stack.callback(self._leave_lifeline)
+            stack.callback(self._resources.close)
+            stack.callback(self._disconnect)
+            if process is not None:
+                stack.callback(process.close)
+                if connection is not None and not process.poll() and not self._is_test():
+                    self._ask_to_end(process, connection)
+
+    def _ask_to_end(self, process: RunningPlugin, connection: Any) -> None:
+        asked = connection.shutdown(_GRACE)
+        if not _ends(process, _GRACE if asked else 0):
+            words = f"plugin {self.name} did not end when it was asked to; killing it"
+            self._log.emit(LogEntry(logging.WARNING, words))
+            process.kill()
+            _ends(process, _GRACE)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
         if connection is not None:
-            self._connection = None
             connection.close()
-        self._resources.close()
+
+    def _leave_lifeline(self) -> None:
         if self._own_lifeline and self._lifeline is not None:
             lifeline, self._lifeline = self._lifeline, None
             SHARED_LIFELINE.leave(lifeline)

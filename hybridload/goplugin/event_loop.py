@@ -41,12 +41,15 @@ class EventLoop:
             if self._closed:
                 raise RuntimeError("the event loop is closed")
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                loop = asyncio.new_event_loop()
                 # Runs the loop and nothing else; `close` joins it.
-                self._thread = threading.Thread(
-                    target=_run_loop, args=(self._loop,), name="hybridload event loop", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=_run_loop, args=(loop,), name="hybridload event loop", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:  # there is no thread to be had
+                    loop.close()
+                    raise
+                self._loop, self._thread = loop, thread
             return self._loop
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:

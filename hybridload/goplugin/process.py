@@ -10,7 +10,8 @@
   that writes without end is held up as well, or it and whoever reads that would take two processors from all others.
 - Limits are in force before the program is: its process begins as a small program of ours that sets them and becomes
   the other, with the same pid.
-- The bytes whose checksum was verified are the bytes that run: see `platforms.verified_copy`.
+- The bytes whose checksum was verified are the bytes that run: they are hashed on their way into a copy that nobody can
+  change, see `platforms.program_copy`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import logging
 import os
 import selectors
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -33,7 +35,14 @@ from pathlib import Path
 from typing import Protocol
 
 from hybridload import platforms
-from hybridload.errors import ChecksumMismatch, ConfigError, PermissionDenied, PluginNotFound, ProcessError
+from hybridload.errors import (
+    ChecksumMismatch,
+    ConfigError,
+    PermissionDenied,
+    PluginNotFound,
+    ProcessError,
+    start_failed,
+)
 from hybridload.frozen import field, frozen
 from hybridload.goplugin.lifeline import Lifeline, end_keeper, start_keeper
 from hybridload.limits import Limits
@@ -41,6 +50,9 @@ from hybridload.limits import Limits
 log = logging.getLogger(__name__)
 
 _CHUNK = 256 * 1024
+_PIECE = 1024 * 1024
+_LARGEST_PROGRAM = 4 * 1024**3
+"""Bytes of a program with a checksum, whose copy is kept in memory while it runs."""
 # What a pipe can hold at the most after its writer has ended (Linux's default limit for an unprivileged process).
 _PIPE_CAPACITY = 1024 * 1024
 _BURST = 16 * 1024 * 1024
@@ -145,10 +157,31 @@ class PluginProcess:
                 self._keeper = start_keeper(self._child.stdout, self._child.stderr)
             if lifeline is not None:
                 lifeline.guard(self.pid)
+            # What the thread needs is taken here: a thread that lacks it could tell nobody.
+            with ExitStack() as stack:
+                sinks: dict[int, Callable[[bytes], None]] = {}
+                pace = _Pace(time.monotonic())
+                for pipe, sink in ((self._child.stdout, on_stdout), (self._child.stderr, on_stderr)):
+                    os.set_blocking(pipe, False)
+                    sinks[pipe] = functools.partial(_take, sink, pace)
+                watch = self._child.open_exit_watch()
+                if watch is None:
+                    watch = stack.enter_context(_WaitingThread(self.pid, name))
+                else:
+                    stack.callback(os.close, watch)
+                selector = stack.enter_context(selectors.DefaultSelector())
+                for descriptor in (watch, *sinks):
+                    selector.register(descriptor, selectors.EVENT_READ)
+                stack.callback(self._reap)  # before the others: one of them may be a thread that waits for its end
+                needs = stack.pop_all()
             self._thread = threading.Thread(
-                target=self._run, args=(on_stdout, on_stderr), name=f"hybridload {name} pipes", daemon=True
+                target=self._run, args=(selector, watch, sinks, needs), name=f"hybridload {name} pipes", daemon=True
             )
-            self._thread.start()
+            try:
+                self._thread.start()
+            except BaseException:
+                needs.close()
+                raise
         except BaseException:
             self._reap()
             self._close_pipes()
@@ -191,38 +224,28 @@ class PluginProcess:
             self._thread.join(_PATIENCE)
             self.poll()
 
-    def _run(self, on_stdout: Callable[[bytes], None], on_stderr: Callable[[bytes], None]) -> None:
-        sinks: dict[int, Callable[[bytes], None]] = {}
-        pace = _Pace(time.monotonic())
-        for pipe, sink in ((self._child.stdout, on_stdout), (self._child.stderr, on_stderr)):
-            os.set_blocking(pipe, False)
-            sinks[pipe] = functools.partial(_take, sink, pace)
+    def _run(
+        self, selector: selectors.BaseSelector, watch: int, sinks: dict[int, Callable[[bytes], None]], needs: ExitStack
+    ) -> None:
         try:
-            self._drain(sinks)
+            with needs:
+                self._drain(selector, watch, sinks)
         finally:
             self._end()
 
-    def _drain(self, sinks: dict[int, Callable[[bytes], None]]) -> None:
-        with ExitStack() as stack:
-            watch = self._child.open_exit_watch()
-            if watch is None:
-                watch = stack.enter_context(_WaitingThread(self.pid, self.name))
-            else:
-                stack.callback(os.close, watch)
-            selector = stack.enter_context(selectors.DefaultSelector())
-            selector.register(watch, selectors.EVENT_READ)
-            for descriptor in sinks:
-                selector.register(descriptor, selectors.EVENT_READ)
-            running = True
-            while running:
-                for key, _ in selector.select():
-                    if key.fd == watch:
-                        running = False
-                    elif not _pump(key.fd, sinks[key.fd]):
-                        selector.unregister(key.fd)
-            self._reap()
-            for descriptor, sink in sinks.items():
-                _pump(descriptor, sink, limit=_PIPE_CAPACITY)
+    def _drain(
+        self, selector: selectors.BaseSelector, watch: int, sinks: dict[int, Callable[[bytes], None]]
+    ) -> None:
+        running = True
+        while running:
+            for key, _ in selector.select():
+                if key.fd == watch:
+                    running = False
+                elif not _pump(key.fd, sinks[key.fd]):
+                    selector.unregister(key.fd)
+        self._reap()
+        for descriptor, sink in sinks.items():
+            _pump(descriptor, sink, limit=_PIPE_CAPACITY)
 
     def _reap(self) -> int | None:
         with self._reaping:
@@ -312,7 +335,12 @@ class _WaitingThread:
         os.write(self._writer, b"\0")
 
     def __enter__(self) -> int:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # there is no thread to be had
+            os.close(self._reader)
+            os.close(self._writer)
+            raise
         return self._reader
 
     def __exit__(self, *_: object) -> None:
@@ -362,8 +390,11 @@ def start_program(spec: ProcessSpec, name: str) -> Child:
     with ExitStack() as stack:
         executable, inherited = program, tuple[int, ...]()
         if spec.sha256 is not None:
-            content = _verified(program, spec.sha256, name)
-            executable, inherited = stack.enter_context(platforms.verified_copy(content, Path(program).name))
+            copy = functools.partial(_copy_verified, program, spec.sha256, name)
+            try:
+                executable, inherited = stack.enter_context(platforms.program_copy(copy, Path(program).name))
+            except OSError as error:
+                raise start_failed(error, name) from error
         try:
             if spec.limits:
                 return _Program(_popen_limited(spec, executable, inherited, name))
@@ -427,6 +458,7 @@ def _popen_limited(
         )
     reader, writer = os.pipe()
     try:
+        writer = platforms.beyond_standard(writer)
         words = [str(writer), " ".join(limits), "y" if "LC_CTYPE" in spec.env else "", executable, *spec.argv]
         argv = [sys.executable, "-I", "-S", "-c", _LIMITED, *words]
         try:
@@ -443,16 +475,34 @@ def _popen_limited(
     return popen
 
 
-def _verified(program: str, expected: str, name: str) -> bytes:
+def _copy_verified(program: str, expected: str, name: str, to: int) -> None:
+    """Copy a program to a descriptor, if its bytes have the digest that they should have.
+
+    In pieces, and no more than `_LARGEST_PROGRAM`: a program is what a user named, and may be any file.
+    """
     try:
-        content = Path(program).read_bytes()
+        # Whatever took the program's place meanwhile, opening it must not wait.
+        file = os.open(program, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
         raise PluginNotFound(f"Plugin {name!r}: there is no file {program}.", plugin=name) from error
-    except OSError as error:
-        raise PermissionDenied(
-            f"Plugin {name!r}: {program} cannot be read for its checksum: {error.strerror}.", plugin=name
-        ) from error
-    actual = hashlib.sha256(content).hexdigest()
+    except PermissionError as error:
+        raise _unreadable(program, error.strerror, name) from error
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise _unreadable(program, "it is not a regular file", name)
+        if found.st_size > _LARGEST_PROGRAM:
+            raise _unreadable(program, f"it has {found.st_size} bytes, and a program {_LARGEST_PROGRAM} at most", name)
+        digest, left = hashlib.sha256(), found.st_size
+        while left > 0 and (piece := os.read(file, min(_PIECE, left))):
+            left -= len(piece)
+            digest.update(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(to, view) :]
+    finally:
+        os.close(file)
+    actual = digest.hexdigest()
     if not hmac.compare_digest(actual, expected.lower()):
         raise ChecksumMismatch(
             f"Plugin {name!r}: {program} has the SHA-256 {actual}, but {expected.lower()} was expected. "
@@ -462,7 +512,10 @@ def _verified(program: str, expected: str, name: str) -> bytes:
             expected=expected.lower(),
             actual=actual,
         )
-    return content
+
+
+def _unreadable(program: str, why: str | None, name: str) -> PermissionDenied:
+    return PermissionDenied(f"Plugin {name!r}: {program} cannot be read for its checksum: {why}.", plugin=name)
 
 
 def start_error(error: OSError, spec: ProcessSpec, name: str) -> Exception:
@@ -494,7 +547,7 @@ def start_error(error: OSError, spec: ProcessSpec, name: str) -> Exception:
             "(on Linux 128 KiB a variable, and a few MiB in all). Give it what is large in a file.",
             plugin=name,
         )
-    return ProcessError(f"Plugin {name!r}: the system could not start {program}: {error}.", plugin=name)
+    return start_failed(error, name)
 
 
 def describe_exit(returncode: int | None) -> str:

@@ -184,7 +184,11 @@ class AttachedProcess:
                 plugin=name,
             )
         self._thread = threading.Thread(target=self._watch, name=f"hybridload {name} exit", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # there is no thread to be had
+            self._process.close()
+            raise
 
     @property
     def ended(self) -> bool:

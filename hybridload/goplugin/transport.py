@@ -178,7 +178,11 @@ class MultiplexedTransport:
         self._lock = threading.Lock()
         self._expected: collections.deque[tuple[float, Any]] = collections.deque()
         self._thread = threading.Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # there is no thread to be had
+            session.close()
+            raise
 
     def listen(self) -> Listener:
         raise NotImplementedError("a multiplexed plugin listens nowhere else")

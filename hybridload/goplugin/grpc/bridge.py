@@ -61,7 +61,11 @@ class Bridge:
         self._closed = False
         # Blocks in the listener's `accept`, which `close` ends.
         self._accepting = threading.Thread(target=self._accept, name=f"hybridload bridge {name}", daemon=True)
-        self._accepting.start()
+        try:
+            self._accepting.start()
+        except BaseException:  # there is no thread to be had
+            listener.close()
+            raise
 
     @property
     def connected(self) -> bool:
@@ -121,7 +125,12 @@ class Bridge:
         thread = threading.Thread(target=run, name=name, daemon=True)
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._threads.discard(thread)
+            raise
 
     def _ended(self, crossing: _Crossing) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from hybridload.contract import Contract
@@ -74,22 +75,21 @@ class NetRPCConnection:
         self._loop = EventLoop()
         deadline = time.monotonic() + connect_timeout
         self._mux = self._connect(connect, where, deadline)
-        try:
-            # All three before anything is waited for: a plugin accepts them first.
-            control, out, err = (self._mux.open(max(0.0, deadline - time.monotonic())) for _ in range(3))
+        with ExitStack() as begun:
+            begun.callback(self._mux.close)
+            try:
+                # All three before anything is waited for: a plugin accepts them first.
+                control, out, err = (self._mux.open(max(0.0, deadline - time.monotonic())) for _ in range(3))
+            except (StreamError, TimeoutError) as error:
+                raise self._unanswered(where, error, deadline) from error
             self._stdio = StdioStreams(out, err, (stdout, stderr), name=name)
-        except (StreamError, TimeoutError) as error:
-            self._mux.close()
-            raise self._unanswered(where, error, deadline) from error
-        self._control = NetRPCClient(control, name=f"{name} control")
-        self._server = NetRPCServer(name)
-        self._broker = MuxBroker(self._mux, self._server, name=name)
-        self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed)
-        try:
+            self._control = NetRPCClient(control, name=f"{name} control")
+            self._server = NetRPCServer(name)
+            self._broker = MuxBroker(self._mux, self._server, name=name)
+            self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed)
+            begun.callback(self._close)
             self._detailed = self._greet(where, deadline)
-        except BaseException:
-            self._close()
-            raise
+            begun.pop_all()
 
     def dispense(self, kind: str) -> Methods | Any:
         """What the host calls for a kind: a contract's methods, or what a hand-written plugin makes of the client.

@@ -26,12 +26,14 @@ class StdioStreams:
 
     def __init__(self, stdout: Stream, stderr: Stream, sinks: tuple[OutputSink, OutputSink], *, name: str) -> None:
         self._taken = 0
-        self._threads = [
+        threads = [
             threading.Thread(target=self._drain, args=(stream, sink), name=f"hybridload {name} {channel}", daemon=True)
             for stream, sink, channel in zip((stdout, stderr), sinks, ("stdout", "stderr"), strict=True)
         ]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+        for thread in threads:
             thread.start()
+            self._threads.append(thread)
 
     def join(self, timeout: float) -> bool:
         """Wait for the streams' end, so that the last output is not lost.

@@ -190,22 +190,27 @@ class _Server:
         ours, theirs = socket.socketpair()
         self._socket: socket.socket = ours
         try:
+            given = platforms.beyond_standard(theirs.detach())
+        except BaseException:
+            ours.close()
+            raise
+        try:
             lifeline.open()
             environment = {key: value for key, value in os.environ.items() if not key.startswith(_NOT_ITS_BUSINESS)}
             self._popen: subprocess.Popen[bytes] = subprocess.Popen(
-                fork_server_command(theirs.fileno()),
+                fork_server_command(given),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=None if _is_inherited(2) else subprocess.DEVNULL,
                 env={**environment, **fork_server_environment()},
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(given,),
                 **platforms.own_session(),
             )
         except BaseException:
             ours.close()
             raise
         finally:
-            theirs.close()
+            os.close(given)
         self.pid = self._popen.pid
         try:
             lifeline.guard(self.pid)

@@ -79,18 +79,20 @@ def _as_file(secret: bytes) -> Iterator[str]:
         path = f"/proc/self/fd/{descriptor}"
     except (AttributeError, OSError):
         descriptor, path = -1, ""
-    if os.path.exists(path):
-        with open(descriptor, "wb") as file:
-            file.write(secret)
-            file.flush()
-            yield path
-        return
-    if descriptor >= 0:  # no /proc here
-        os.close(descriptor)
-    descriptor, path = tempfile.mkstemp(prefix="hybridload-")
     try:
-        with open(descriptor, "wb") as file:
-            file.write(secret)
+        if os.path.exists(path):
+            os.write(descriptor, secret)
+            yield path
+            return
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+    descriptor, path = tempfile.mkstemp(prefix="hybridload-")  # no memory file, or no /proc
+    try:
+        try:
+            os.write(descriptor, secret)
+        finally:
+            os.close(descriptor)
         yield path
     finally:
         os.unlink(path)
