@@ -177,11 +177,14 @@ def start_failed(error: Exception, plugin: str) -> PluginError:
 
     :param plugin: the plugin's name.
     """
-    number = errno.EAGAIN if isinstance(error, RuntimeError) and "thread" in str(error) else getattr(error, "errno", None)
-    number = errno.ENOMEM if isinstance(error, MemoryError) else number
+    number = getattr(error, "errno", None) or 0
+    if isinstance(error, RuntimeError) and "thread" in str(error):
+        number = errno.EAGAIN
+    elif isinstance(error, MemoryError):
+        number = errno.ENOMEM
+    words = f"{type(error).__name__}: {str(error) or 'there was none left'}".rstrip(".")
     mend = _MENDS.get(number, "See the cause of this error")
-    words = str(error) or "there was none left"
-    return ProcessError(f"Plugin {plugin!r} could not be started: {type(error).__name__}: {words}. {mend}.", plugin=plugin)
+    return ProcessError(f"Plugin {plugin!r} could not be started: {words}. {mend}.", plugin=plugin)
 
 
 _DESCRIPTORS = "This host is at its limit of open files: raise it (ulimit -n), or close what is not needed"

@@ -15,7 +15,10 @@ import functools
 import os
 import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -23,6 +26,7 @@ from hybridload.config import Settings, isolation_chain, load_settings
 from hybridload.contract import Contract, Kind, is_idempotent
 from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginError, PluginNotFound, start_failed
 from hybridload.events import PluginEvent
+from hybridload.exits import aside, at_exit, ending
 from hybridload.forks import after_fork
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.handshake import Handshake
@@ -87,6 +91,7 @@ class Loader:
             self._config_file = WatchedFile(self._settings.path)
             self._look_later()
         after_fork(self, Loader._forked)
+        at_exit(self, Loader._exit)
 
     @property
     def sources(self) -> Sources:
@@ -130,7 +135,7 @@ class Loader:
             chain = None  # It runs already; where it would run otherwise is of no account.
         kind = self._kind(plugin.resolution, interface)
         try:
-            return plugin.load(kind, chain)
+            return plugin.load(kind, chain, self)
         finally:
             if plugin.watches:
                 self._look_later()
@@ -200,7 +205,8 @@ class Loader:
     def loaded(self) -> dict[str, tuple[Any, ...]]:
         """The objects in hand of each plugin that is loaded, one per kind; in the order of loading."""
         with self._lock:
-            return {name: tuple(plugin.handles()) for name, plugin in self._loaded.items() if plugin.kinds()}
+            loaded = dict(self._loaded)
+        return {name: tuple(plugin.handles(self)) for name, plugin in loaded.items() if plugin.kinds()}
 
     def status(self, name: str) -> PluginStatus:
         """What became of a plugin.
@@ -223,7 +229,7 @@ class Loader:
 
         with self._lock:
             loaded = list(self._loaded.values())
-        extensions = [self._sources.extension(p.resolution, handle) for p in loaded for handle in p.handles()]
+        extensions = [self._sources.extension(p.resolution, handle) for p in loaded for handle in p.handles(self)]
         return ExtensionManager.make_test_instance(extensions, namespace=self._sources.group or "hybridload")
 
     def close(self) -> None:
@@ -233,16 +239,36 @@ class Loader:
 
         :raises ExceptionGroup: plugins whose own `close` failed; all of them are closed nevertheless.
         """
+        if ending() and self._closed:
+            return  # threads that hold a lock may have stopped for good
         with self._lock:
             self._closed = True
             loaded = list(self._loaded.values())
         self._host.loop.stop()
-        errors = _close_all(loaded)
-        self._host.loop.close()
-        self._host.fork_server.close()
-        self._host.lifeline.close()
+        with ExitStack() as stack:  # whatever fails, nothing is left
+            stack.callback(self._host.lifeline.close)
+            stack.callback(self._host.fork_server.close)
+            stack.callback(self._host.loop.close)
+            errors = _close_all(loaded)
         if errors:
             raise ExceptionGroup("plugins failed to close", errors)
+
+    def __del__(self) -> None:
+        # Nobody has an object of it any more: each holds the loader.
+        if getattr(self, "_closed", True) or ending():
+            return
+        if not self._config_file and not any(plugin.runs_elsewhere for plugin in self._loaded.values()):
+            return
+        words = f"{self!r} was dropped without close(): its plugins end now"
+        warnings.warn(words, ResourceWarning, stacklevel=2, source=self)
+        aside(self.close, "hybridload close")
+
+    def _exit(self) -> None:
+        """At the interpreter's end, which ends what it has."""
+        self._closed = True
+        self._host.loop.stop()
+        for plugin in list(self._loaded.values()):
+            plugin.exit()
 
     # -- the same for event loops
 
@@ -358,7 +384,7 @@ class Loader:
     # -- watching
 
     def _look_later(self) -> None:
-        self._host.loop.at("watch", time.monotonic() + INTERVAL, self._look)
+        self._host.loop.at("watch", time.monotonic() + INTERVAL, functools.partial(_look, weakref.ref(self)))
 
     def _look(self) -> None:
         """Look at the files that are watched, and apply what changed."""
@@ -417,6 +443,13 @@ class Loader:
             plugin.forked()
 
 
+def _look(known: weakref.ref[Loader]) -> None:
+    """What the loop does for a loader that it does not keep alive."""
+    loader = known()
+    if loader is not None:
+        loader._look()
+
+
 async def _aside(what: str, work: Callable[[], T]) -> T:
     """Do what takes its time on a thread of its own, which ends with it; nothing else can keep it from starting.
 
@@ -452,13 +485,28 @@ def _close_all(plugins: Sequence[LoadedPlugin]) -> list[Exception]:
             return error
         return None
 
-    if len(plugins) < 2:
-        ended = [close(plugin) for plugin in plugins]
-    else:
-        from concurrent.futures import ThreadPoolExecutor
+    ended: list[Exception | None] = []
+    left = list(plugins)
 
-        with ThreadPoolExecutor(min(_SIDE_BY_SIDE, len(plugins)), "hybridload close") as pool:
-            ended = list(pool.map(close, plugins))
+    def close_them() -> None:
+        while left:
+            try:
+                plugin = left.pop()
+            except IndexError:
+                return
+            ended.append(close(plugin))
+
+    helpers = []
+    for _ in range(min(_SIDE_BY_SIDE, len(plugins)) - 1):
+        helper = threading.Thread(target=close_them, name="hybridload close")
+        try:
+            helper.start()
+        except (RuntimeError, MemoryError):
+            break  # there is no thread to be had: as it is with a host that is ending
+        helpers.append(helper)
+    close_them()
+    for helper in helpers:
+        helper.join()
     return [error for error in ended if error is not None]
 
 

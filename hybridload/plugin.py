@@ -15,6 +15,7 @@ import functools
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,10 @@ class LoadedPlugin:
         self._given = False
         self._place: _Place | None = None
         self._leaving: list[_Place] = []
-        self._handles: dict[str, Any] = {}
+        # In the order of loading. Their objects belong to whoever has them: each holds the loader, which threads that
+        # know this plugin must not.
+        self._kinds: dict[str, None] = {}
+        self._handles: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         self._slots: dict[str, Methods] = {}
         self._restarts = 0
         self._attempts: tuple[Attempt, ...] = ()
@@ -193,12 +197,20 @@ class LoadedPlugin:
     # -- what the loader asks for
 
     def kinds(self) -> tuple[str, ...]:
-        return tuple(self._handles)
+        return tuple(self._kinds)
 
-    def handles(self) -> list[Any]:
-        return list(self._handles.values())
+    def handles(self, holder: object) -> list[Any]:
+        found = [handle for handle in map(self._handles.get, self._kinds) if handle is not None]
+        if len(found) == len(self._kinds) or self._place is None:
+            return found
+        with self._lock:
+            return found if self._place is None else [self._handle(kind, holder) for kind in self._kinds]
 
-    def load(self, kind: str, chain: Chain | None) -> Any:
+    def load(self, kind: str, chain: Chain | None, holder: object) -> Any:
+        """The object for a kind.
+
+        :param holder: lives as long as that object.
+        """
         with self._changing() as left:
             place = self._place
             if self._is_lost(place):
@@ -207,19 +219,17 @@ class LoadedPlugin:
             elif place is None or (chain is not None and chain != self._chain):
                 self._move(chain or self.resolution.decide(), kind, left)
             self._given = self._given or chain is not None
-            if kind not in self._handles:
-                self._handles[kind] = self._new_handle(kind)
-            return self._handles[kind]
+            return self._handle(kind, holder)
 
     def switch(self, chain: Chain) -> None:
         with self._changing() as left:
             if chain != self._chain or self._place is None or self._is_lost(self._place):
-                self._move(chain, next(iter(self._handles)), left)
+                self._move(chain, next(iter(self._kinds)), left)
             self._given = True
 
     def reload(self) -> None:
         with self._changing() as left:
-            place, kind = self._place, next(iter(self._handles))
+            place, kind = self._place, next(iter(self._kinds))
             if place is not None:
                 forget_bytecode(files_of(self.resolution, place.isolation))
             if place is None or self._is_lost(place):
@@ -273,6 +283,21 @@ class LoadedPlugin:
         for each in left:
             self._leave(each)
 
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether there is a process of it."""
+        return any(not place.running.direct for place in (self._place, *self._leaving) if place is not None)
+
+    def exit(self) -> None:
+        """At the interpreter's end: do nothing more. Its process, if it has one, is ended by whoever has that."""
+        self._closing = self._closed = True
+        opening, place = self._opening, self._place
+        if opening is not None:
+            opening.call_off()
+        if place is None or not place.running.direct:
+            what = f"Plugin {self._name!r} has ended with the interpreter: close its loader while that runs."
+            self._refuse(functools.partial(PluginClosed, what, plugin=self._name))
+
     def apply(self, resolution: Resolution, sources: Sources) -> bool:
         """Take other settings, with as little disturbance as they allow; whether anything changed.
 
@@ -295,13 +320,13 @@ class LoadedPlugin:
 
     def _apply(self, changed: frozenset[str], moved: bool, left: list[_Place]) -> None:
         place = self._place
-        if place is None or not self._handles:
+        if place is None or not self._kinds:
             return
         chain = self._chain if self._given else self.resolution.decide()
         new = changed & _OF_OBJECTS if place.isolation == "in-process" else changed - _LIVE
         better_now = chain != self._chain and chain[0] != place.isolation
         if moved or new or better_now:
-            self._move(chain, next(iter(self._handles)), left)
+            self._move(chain, next(iter(self._kinds)), left)
         elif chain != self._chain:
             self._chain = chain
             self._hear(Loaded(chain, place.isolation))
@@ -354,7 +379,7 @@ class LoadedPlugin:
         try:
             with self._changing() as left:
                 if self._place is None:
-                    self._move(self._chain, next(iter(self._handles)), left)
+                    self._move(self._chain, next(iter(self._kinds)), left)
         except PluginError as error:
             self._door.refuse(functools.partial(copy.copy, error))
 
@@ -409,7 +434,7 @@ class LoadedPlugin:
             self._hear(StartFailed(Failure.ABSENT))
             return
         try:
-            place = self._open_one(isolation, next(iter(self._handles)), unasked=True)
+            place = self._open_one(isolation, next(iter(self._kinds)), unasked=True)
             self._settle(place, left)
         except Exception as error:
             self._note(isolation, error)
@@ -612,7 +637,7 @@ class LoadedPlugin:
         """Have calls go to another place from now on."""
         old = self._place
         try:
-            for kind in self._handles:
+            for kind in self._kinds:
                 if kind not in place.methods:
                     place.methods[kind] = self._methods(place, kind)
         except BaseException:
@@ -620,7 +645,7 @@ class LoadedPlugin:
             raise
         self._place = place
         self._door.open(place)
-        for kind in self._handles:
+        for kind in self._kinds:
             self._bind(kind, place)
         if old is not None:
             self._leaving.append(old)
@@ -738,7 +763,7 @@ class LoadedPlugin:
         if place is not None:
             if limited_anew and place.running.direct:
                 place.methods = {kind: self._methods(place, kind) for kind in place.methods}
-            for kind in self._handles:
+            for kind in self._kinds:
                 self._bind(kind, place)
             self._schedule_health(place)
             place.files = self._watched(place.isolation, place.files) or place.files if self._watching else []
@@ -757,22 +782,30 @@ class LoadedPlugin:
 
     # -- slots
 
-    def _new_handle(self, kind: str) -> Any:
+    def _handle(self, kind: str, holder: object) -> Any:
+        handle = self._handles.get(kind)
+        if handle is None:
+            handle = self._handles[kind] = self._new_handle(kind, functools.partial(self._describe, holder))
+            self._kinds[kind] = None
+        return handle
+
+    def _new_handle(self, kind: str, describe: Callable[[], str]) -> Any:
         assert self._place is not None
         place = self._place
         if kind not in place.methods:
             place.methods[kind] = self._methods(place, kind)
         contract = self._contract(kind)
         if contract is None:
-            return stand_in(type(place.methods[kind]), functools.partial(self._made, kind), self._describe)
+            return stand_in(type(place.methods[kind]), functools.partial(self._made, kind), describe)
         service = contract.complete()
         self._slots[kind] = slots(service, kind, self._door)
         now = place.methods[kind] if self._is_direct(place) else self._slots[kind]
-        return new_handle(handle_class(service), now, self._describe)
+        return new_handle(handle_class(service), now, describe)
 
     def _bind(self, kind: str, place: _Place) -> None:
-        if kind in self._slots:
-            rebind(self._handles[kind], place.methods[kind] if self._is_direct(place) else self._slots[kind])
+        handle = self._handles.get(kind)
+        if handle is not None and kind in self._slots:
+            rebind(handle, place.methods[kind] if self._is_direct(place) else self._slots[kind])
 
     def _made(self, kind: str) -> Any:
         """What a hand-written plugin's half made for the process that runs; waits for one as a call does."""
@@ -828,8 +861,9 @@ class LoadedPlugin:
             raise error()
 
         self._door.refuse(error)
-        for kind, methods in self._slots.items():
-            rebind(self._handles[kind], dict.fromkeys(methods, refused))
+        for kind, handle in self._handles.items():
+            if kind in self._slots:
+                rebind(handle, dict.fromkeys(self._slots[kind], refused))
 
     def _unusable(self) -> Exception:
         due = self._supervisor.due
@@ -847,7 +881,7 @@ class LoadedPlugin:
             stderr=error.stderr if isinstance(error, PluginCrashed) else (),
         )
 
-    def _describe(self) -> str:
+    def _describe(self, holder: object) -> str:
         place = self._place
         if place is None:
             return f"{self._name!r} (closed)"

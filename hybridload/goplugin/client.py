@@ -13,9 +13,11 @@ import os
 import re
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ from hybridload.errors import (
     VersionMismatch,
     start_failed,
 )
+from hybridload.exits import aside, at_exit, ending
 from hybridload.external import External
 from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import SHARED_LIFELINE, Lifeline
@@ -281,6 +284,9 @@ class Client:
                 raise self._closed()
             if self._connection is not None:
                 return
+            if ending():
+                raise PluginClosed(f"Plugin {self.name!r} cannot start: the interpreter is ending.", plugin=self.name)
+            at_exit(self, Client._exit)
             try:
                 self._start()
             except BaseException as error:
@@ -300,6 +306,7 @@ class Client:
         made = self.dispense_methods(kind)
         contract = self._versions[self.app_version][kind]
         if not isinstance(contract, Contract):
+            _hold(self, made)
             return made
         return new_handle(handle_class(contract.complete()), made, self.__str__)
 
@@ -326,10 +333,41 @@ class Client:
             return
         self._closing.set()
         process = self._process
-        if process is not None and self._connection is None:
-            process.kill()  # a start is waiting for the line
-        with self._lock:
-            self._end()
+        if process is not None and (self._connection is None or ending()):
+            process.kill()  # a start is waiting for the line, or no thread can be waited for any more
+        if not ending():
+            with self._lock:
+                self._end()
+
+    def _exit(self) -> None:
+        """At the interpreter's end: kill it, unless it is to live on, and let go of it."""
+        if os.getpid() != self._owner or self._outlive_host:
+            return
+        self._closing.set()
+        process = self._process
+        if process is not None and self._attach is None:
+            process.kill()
+        # Not waited for when it is held by a start that is stuck: then the lifeline does the rest.
+        if self._lock.acquire(timeout=_GRACE):
+            try:
+                self._end()
+            finally:
+                self._lock.release()
+
+    def __del__(self) -> None:
+        # What is dispensed holds the client, and no thread does.
+        process = getattr(self, "_process", None)
+        if process is None or self._closing.is_set() or ending():
+            return
+        if os.getpid() != self._owner or self._outlive_host:
+            return
+        if self._attach is not None:
+            aside(self.release, f"hybridload {self.name} close")
+            return
+        if self._own_lifeline:  # a loader speaks for itself
+            words = f"the client of plugin {self} was dropped without kill(): the plugin ends now"
+            warnings.warn(words, ResourceWarning, stacklevel=2, source=self)
+        aside(self.kill, f"hybridload {self.name} close")
 
     def __enter__(self) -> Client:
         self.start()
@@ -477,7 +515,7 @@ class Client:
         deadline = time.monotonic() + self._start_timeout
         if self._attach is not None:
             self._line = self._attached_line(self._attach)
-            self._process = AttachedProcess(self._attach, name=self.name, on_exit=lambda: self._exited(None))
+            self._process = AttachedProcess(self._attach, name=self.name, on_exit=partial(_weakly(self._exited), None))
             self._connection = self._connect(self._line, deadline)
             return
         argv = self._resources.enter_context(self._external.resolve(plugin=self.name))
@@ -500,8 +538,8 @@ class Client:
             spec,
             name=self.name,
             on_stdout=self._first_line.feed,
-            on_stderr=self._read_stderr,
-            on_exit=self._exited,
+            on_stderr=_weakly(self._read_stderr),
+            on_exit=_weakly(self._exited),
             lifeline=None if self._outlive_host else self._lifeline,
         )
         _import_connection(self._engine, tls=self._auto_mtls)
@@ -656,7 +694,7 @@ class Client:
         patience = max(_PARTING, deadline - time.monotonic())
         common: dict[str, Any] = {
             "name": self.name,
-            "fate": self.gone,
+            "fate": _weakly(self.gone),
             "stdout": self._stdout.sink(),
             "stderr": self._stderr.sink(),
             "call_timeout": self._call_timeout,
@@ -797,7 +835,7 @@ class Client:
             stack.callback(self._disconnect)
             if process is not None:
                 stack.callback(process.close)
-                if connection is not None and not process.poll() and not self._is_test():
+                if connection is not None and not ending() and not process.poll() and not self._is_test():
                     self._ask_to_end(process, connection)
 
     def _ask_to_end(self, process: RunningPlugin, connection: Any) -> None:
@@ -874,6 +912,29 @@ def _ends(process: RunningPlugin, timeout: float) -> bool:
         # Awake at once when all is well; `poll` sees the end of one whose output is held up.
         process.wait(min(remaining, _LOOK_AGAIN))
     return True
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method, for threads that do not keep its object alive; once that is gone it does nothing."""
+    known = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        found = known()
+        return None if found is None else found(*args)
+
+    return call
+
+
+def _hold(client: Client, made: object) -> None:
+    """Have a hand-written plugin's object keep the client that it came from, as other objects do."""
+    try:
+        weakref.finalize(made, _nothing, client).atexit = False
+    except TypeError:
+        return  # nobody can tell when it is gone: the client has to be kept by whoever made it
+
+
+def _nothing(client: Client) -> None:
+    """Of what is called at an object's end."""
 
 
 class _FirstLine:

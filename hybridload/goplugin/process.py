@@ -233,9 +233,7 @@ class PluginProcess:
         finally:
             self._end()
 
-    def _drain(
-        self, selector: selectors.BaseSelector, watch: int, sinks: dict[int, Callable[[bytes], None]]
-    ) -> None:
+    def _drain(self, selector: selectors.BaseSelector, watch: int, sinks: dict[int, Callable[[bytes], None]]) -> None:
         running = True
         while running:
             for key, _ in selector.select():

@@ -1,7 +1,7 @@
 """A program that starts a plugin again and again, and each time has another system call of the start fail.
 
-Run by `test_faults`: ``python faults.py REQUEST``, where the request is JSON with the configuration file and the errors
-to fail with. It counts the calls in `SITES`, of all threads, while a plugin is loaded; the first load fails at the first
+Run by `test_faults`: ``python faults.py REQUEST``, where the request is JSON: the configuration file, the errors to fail
+with. It counts the calls in `SITES`, of all threads, while a plugin is loaded; the first load fails at the first
 call, the second at the second, until a load ends before its turn. After each it looks what is left, and whether the
 plugin can be loaded now. It prints what is wrong, one finding a line, and how many calls there were.
 """
@@ -28,8 +28,10 @@ from hybridload import Loader
 from hybridload.errors import PluginError
 
 ERRORS: dict[str, Callable[[], BaseException]] = {
-    **{name: functools.partial(lambda number: OSError(number, os.strerror(number)), getattr(errno, name))
-       for name in ("EMFILE", "ENOSPC", "ENOMEM", "EAGAIN")},
+    **{
+        name: functools.partial(lambda number: OSError(number, os.strerror(number)), getattr(errno, name))
+        for name in ("EMFILE", "ENOSPC", "ENOMEM", "EAGAIN")
+    },
     "thread": lambda: RuntimeError("can't start new thread"),
     "memory": MemoryError,
 }
@@ -103,7 +105,11 @@ class Faults:
                 self.pass_by(site, errors)
             return real(*args, **kwargs)
 
-        setattr(owner, name, staticmethod(call) if name == "__new__" or isinstance(real, type) and isinstance(owner, type) else call)
+        setattr(
+            owner,
+            name,
+            staticmethod(call) if name == "__new__" or (isinstance(real, type) and isinstance(owner, type)) else call,
+        )
 
 
 def left(folder: str) -> dict[str, Any]:
@@ -185,7 +191,9 @@ def main() -> None:
                     findings.append(words + "".join(traceback.format_tb(refusal.__traceback__)[-4:]))
             findings += wait_until_as(before, folder)
             before = left(folder)
-            findings[found:] = [f"{error} at call {number}, {faults.hit} ({outcome}): {each}" for each in findings[found:]]
+            findings[found:] = [
+                f"{error} at call {number}, {faults.hit} ({outcome}): {each}" for each in findings[found:]
+            ]
             if request.get("tell"):
                 print(error, number, faults.hit, outcome[:150], file=sys.stderr, flush=True)
             if not faults.hit:
