@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import mmap
     import socket
+    import subprocess
 
     from hybridload.limits import Limits
 
@@ -94,11 +95,84 @@ def kill_group(pid: int) -> None:
     _ignore_gone(os.kill, pid, signal.SIGKILL)
 
 
+def is_child(pid: int) -> bool:
+    """Whether a child is still to be waited for. It is not where the host ignores SIGCHLD, or waits for children that
+    are not its own: then its pid may be another's by now."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def kill_orphaned_group(pid: int) -> None:
+    """Kill what is left of the group of a leader that has been reaped: no new process gets the id of a group that has
+    members, so whoever has it leads another one."""
+    if not _exists(pid):
+        _ignore_gone(os.killpg, pid, signal.SIGKILL)
+
+
+def reap(child: subprocess.Popen[bytes]) -> int | None:
+    """Wait for a child's end: its exit status, or minus the signal; `None` when somebody else has taken it."""
+    if sys.platform == "win32":
+        return child.wait()
+    try:
+        child.returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+    except ChildProcessError:
+        child.returncode = 0  # there is nothing left to wait for
+        return None
+    return child.returncode
+
+
 def _ignore_gone(kill: Any, pid: int, number: int) -> None:
     try:
         kill(pid, number)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def kill_marked(variable: str) -> None:
+    """Kill every process that was started with a variable in its environment: what a program has started is found by
+    it, in whatever session that is and whoever is its parent by now.
+
+    On systems without proc(5) nothing can tell, and nothing is done.
+
+    :param variable: ``NAME=value``, of nobody else.
+    """
+    if sys.platform != "linux":
+        return
+    wanted = os.fsencode(variable)
+    for _ in range(_ROUNDS):
+        found = [int(name) for name in os.listdir("/proc") if name.isdigit() and wanted in _environment(int(name))]
+        for pid in found:
+            try:
+                process = os.pidfd_open(pid)
+            except OSError:
+                continue  # it has ended
+            try:
+                if wanted in _environment(pid):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+            except OSError:
+                continue
+            finally:
+                os.close(process)
+        if not found:
+            return
+
+
+def _environment(pid: int) -> list[bytes]:
+    """What a process was started with, as far as that is ours to read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+_ROUNDS = 10
+"""How often one looks for processes that start others meanwhile."""
 
 
 def open_exit_watch(pid: int) -> int | None:

@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +46,7 @@ from hybridload.goplugin.logs import MAX_LINE as MAX_LOG_LINE
 from hybridload.goplugin.logs import LogEntry, LogReader, PluginLog
 from hybridload.goplugin.output import Output, OutputSink
 from hybridload.goplugin.plugins import PluginSet, read_plugin_set
-from hybridload.goplugin.process import ProcessSpec, describe_exit
+from hybridload.goplugin.process import MARK, ProcessSpec, describe_exit
 from hybridload.goplugin.reattach import AttachedProcess, ReattachConfig
 from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
 from hybridload.goplugin.runner import LocalRunner, Runner, RunningPlugin
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
     from hybridload.goplugin.certificates import Certificate
     from hybridload.goplugin.grpc.engine import Endpoint
+    from hybridload.goplugin.streams.base import Listener
     from hybridload.goplugin.transport import TLS, Transport
 
 PROTOCOL_VARIABLES = (
@@ -82,6 +83,8 @@ _LOOK_AGAIN = 0.05
 _PING_TIMEOUT = 5.0
 # Bytes of an unfinished line that an error shows.
 _SHOWN = 200
+# How go-plugin calls the sockets that it puts into the temporary folder.
+_OLD_SOCKET = re.compile(r"plugin\d+")
 # The words of go-plugin's and of hybridload's plugins for a person who starts one at a shell.
 _COOKIE_WORDS = re.compile(r"this binary is a plugin|magic cookie|not meant to be executed directly", re.IGNORECASE)
 
@@ -210,6 +213,7 @@ class Client:
         self._when_gone: list[Callable[[], None]] = []
         self._line: HandshakeLine | None = None
         self._printed: bytes | None = None
+        self._folder: str | None = None
         self._lifetime = Lifetime()
         self._announced: HandshakeLine | None = None
         # In a forked child this is somebody else's plugin.
@@ -548,15 +552,30 @@ class Client:
         if self._closing.is_set():
             raise self._closed()
         self._line = self._accept(raw, deadline)
+        self._own_address(self._line)
         self._connection = self._connect(self._line, deadline)
 
     def _socket_folder(self) -> str:
         """A folder for the plugin's sockets, removed at its end: one that is killed cannot remove them itself."""
-        folder = SocketFolder(parent=self._socket_dir, group=self._socket_group)
+        announce = None if self._lifeline is None else partial(self._guard_folder, self._lifeline)
+        folder = SocketFolder(parent=self._socket_dir, group=self._socket_group, announce=announce)
         self._resources.callback(folder.close)
-        if self._lifeline is not None:
-            self._resources.callback(self._lifeline.release_folder, self._lifeline.guard_folder(folder.path))
+        self._folder = folder.path
         return folder.path
+
+    def _guard_folder(self, lifeline: Lifeline, path: str) -> None:
+        self._resources.callback(lifeline.release_folder, lifeline.guard_folder(path))
+
+    def _own_address(self, line: HandshakeLine) -> None:
+        """Remove a socket that the plugin has put elsewhere: one of go-plugin 1.0, when it is killed, leaves it."""
+        folder, name = os.path.split(line.address)
+        if self._folder is None or line.network != "unix" or folder == self._folder or not _OLD_SOCKET.fullmatch(name):
+            return
+        here = self._external.env.get("TMPDIR") or platforms.temporary_folder()
+        if os.path.realpath(folder) == os.path.realpath(here) and platforms.is_socket(line.address):
+            self._resources.callback(_unlink, line.address)
+            if self._lifeline is not None:
+                self._guard_folder(self._lifeline, line.address)
 
     def _attached_line(self, config: ReattachConfig) -> HandshakeLine:
         """What the plugin's handshake line said, as far as the config tells."""
@@ -582,7 +601,7 @@ class Client:
         else:
             env = {key: os.environ[key] for key in self._inherit_env if key in os.environ}
         # What runs under a debugger is meant for this host, and may be named with its key.
-        for key in (*PROTOCOL_VARIABLES, REATTACH_VARIABLE):
+        for key in (*PROTOCOL_VARIABLES, REATTACH_VARIABLE, MARK):
             env.pop(key, None)
         if socket_folder is not None:
             env["PLUGIN_UNIX_SOCKET_DIR"] = socket_folder
@@ -748,7 +767,8 @@ class Client:
 
         tls = self._tls(line)
         if not self._multiplex:
-            return SocketTransport(tls, outwards=self._runner.host_to_plugin, inwards=self._runner.plugin_to_host)
+            listen = partial(_listen, self._folder, self._socket_group)
+            return SocketTransport(tls, listen, self._runner.host_to_plugin, self._runner.plugin_to_host)
         from hybridload.goplugin.streams.mux import Mux, MuxConfig
         from hybridload.goplugin.streams.sockets import connect
 
@@ -923,6 +943,20 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
         return None if found is None else found(*args)
 
     return call
+
+
+def _listen(folder: str | None, group: str | None) -> Listener:
+    """A listener of this side for a plugin, in the folder that goes with it."""
+    from hybridload.goplugin.streams.sockets import UnixAccess, listen_unix
+
+    if folder is None:
+        return listen_unix()
+    return listen_unix(folder, UnixAccess() if group is None else UnixAccess.for_group(group))
+
+
+def _unlink(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
 
 
 def _hold(client: Client, made: object) -> None:

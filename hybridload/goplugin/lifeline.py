@@ -4,7 +4,7 @@ A plugin written in Go does not notice that its host was killed (go-plugin's iss
 bound to the *thread* that started the child, not to the process. So one small watcher process, a loader's own or that
 of all clients without one, reads a pipe whose other end only the host holds: the names of the process groups to guard
 go in, and of the folders that go with them. When the pipe ends because the host did, the watcher kills every group that
-is still guarded, and then removes the folders.
+is still guarded, and whatever those processes have started in a session of its own, and then removes the folders.
 
 The watcher is a shell, which is there on every POSIX system, starts in a millisecond and holds next to no memory;
 without one it is a bare Python. It has a session of its own, so no terminal signal reaches it. A forked child of the
@@ -24,10 +24,11 @@ from hybridload.forks import after_fork
 if TYPE_CHECKING:
     import subprocess
 
-# `+ N` guards process group N, `- N` lets go of it; `f K PATH` guards a folder under the number K, `r K` lets go of it.
-# The end of the pipe kills and removes what is left.
+# `+ N` guards process group N, `- N` lets go of it; `f K PATH` guards a folder under the number K, `r K` lets go of it;
+# `m K VARIABLE` and `u K` do so with the processes that have a variable in their environment. The end of the pipe, or
+# `end`, kills and removes what is left.
 _SHELL = r"""
-groups= folders=
+groups= folders= marks=
 without() { left=; for one in $2; do [ "$one" = "$1" ] || left="$left $one"; done; }
 while read -r change which path; do
   case $change in
@@ -35,14 +36,27 @@ while read -r change which path; do
     -) without "$which" "$groups"; groups=$left ;;
     f) folders="$folders $which"; eval "folder_$which=\$path" ;;
     r) without "$which" "$folders"; folders=$left; unset "folder_$which" ;;
+    m) marks="$marks $which"; eval "mark_$which=\$path" ;;
+    u) without "$which" "$marks"; marks=$left; unset "mark_$which" ;;
+    end) break ;;
   esac
 done
 for one in $groups; do kill -9 "-$one" || kill -9 "$one"; done
+for one in $marks; do
+  eval "mark=\$mark_$one"
+  for again in 1 2 3 4 5 6 7 8 9; do
+    found=
+    for file in $(grep -lsF "$mark" /proc/[0-9]*/environ); do
+      file=${file%/environ}; kill -9 "${file#/proc/}" && found=1
+    done
+    [ "$found" ] || break
+  done
+done
 for one in $folders; do eval "rm -rf \"\$folder_$one\""; done
 """
 _PYTHON = r"""
-import os, shutil, signal, sys
-groups, folders = [], {}
+import glob, os, shutil, signal, sys
+groups, folders, marks = [], {}, {}
 for line in sys.stdin:
     change, which, *path = line.rstrip("\n").split(" ", 2)
     if change == "+":
@@ -51,15 +65,33 @@ for line in sys.stdin:
         groups.remove(int(which))
     elif change == "f":
         folders[which] = path[0]
-    else:
+    elif change == "r":
         del folders[which]
+    elif change == "m":
+        marks[which] = path[0].encode()
+    elif change == "u":
+        del marks[which]
+    else:
+        break
 for group in groups:
     try:
         os.killpg(group, signal.SIGKILL)
     except OSError:
         pass
+for mark in marks.values():
+    for name in glob.glob("/proc/[0-9]*/environ"):
+        try:
+            with open(name, "rb") as file:
+                if mark in file.read():
+                    os.kill(int(name.split("/")[2]), signal.SIGKILL)
+        except OSError:
+            pass
 for folder in folders.values():
     shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.unlink(folder)
+    except OSError:
+        pass
 """
 
 
@@ -75,6 +107,7 @@ class Lifeline:
         self._watcher: subprocess.Popen[bytes] | None = None
         self._groups: set[int] = set()
         self._folders: dict[int, str] = {}
+        self._marks: dict[int, str] = {}
         self._numbers = itertools.count()
         after_fork(self, Lifeline._let_go_in_child)
 
@@ -103,7 +136,7 @@ class Lifeline:
             self._tell(f"- {group}\n")
 
     def guard_folder(self, path: str) -> int:
-        """Have a folder removed with all that is in it when the host ends, until `release_folder`.
+        """Have a folder, made already or not, or a file removed when the host ends, until `release_folder`.
 
         :returns: what `release_folder` wants.
         :raises OSError: when no watcher can be started.
@@ -122,11 +155,34 @@ class Lifeline:
             if self._folders.pop(number, None) is not None:
                 self._tell(f"r {number}\n")
 
-    def close(self) -> None:
-        """Let go of everything and end the watcher."""
+    def guard_mark(self, variable: str) -> int:
+        """Have every process killed that has a variable in its environment when the host ends, until `release_mark`.
+
+        :param variable: ``NAME=value``, of nobody else.
+        :returns: what `release_mark` wants.
+        :raises OSError: when no watcher can be started.
+        """
         with self._lock:
+            number = next(self._numbers)
+            self._marks[number] = variable
+            self._tell_or_replace(f"m {number} {variable}\n")
+            return number
+
+    def release_mark(self, number: int) -> None:
+        """Let go of those."""
+        with self._lock:
+            if self._marks.pop(number, None) is not None:
+                self._tell(f"u {number}\n")
+
+    def close(self) -> None:
+        """End the watcher. What nobody has let go of is ended as it would be with the host. Safe to call twice."""
+        with self._lock:
+            watcher = self._watcher
+            if (self._groups or self._folders or self._marks) and watcher is not None and self._tell("end\n"):
+                watcher.wait()
             self._groups.clear()
             self._folders.clear()
+            self._marks.clear()
             self._end()
 
     def _replace(self) -> None:
@@ -151,6 +207,8 @@ class Lifeline:
             self._tell(f"+ {group}\n")
         for number, path in self._folders.items():
             self._tell(f"f {number} {path}\n")
+        for number, variable in self._marks.items():
+            self._tell(f"m {number} {variable}\n")
 
     def _tell_or_replace(self, line: str) -> None:
         if not self._tell(line):
@@ -178,7 +236,7 @@ class Lifeline:
         """In a forked child: drop the copy of the pipe, which would keep the watcher waiting after the host's end."""
         self._lock = threading.Lock()
         watcher, self._watcher = self._watcher, None
-        self._groups, self._folders = set(), {}
+        self._groups, self._folders, self._marks = set(), {}, {}
         if watcher is not None:
             watcher.returncode = 0  # not a child of this process: nothing to wait for
             if watcher.stdin is not None:

@@ -4,6 +4,7 @@
   and learns of its end. The thread is joined by `close`.
 - The process leads its own session and process group. When it ends, what it started in that group is killed before the
   leader is reaped (until then no id can be anyone else's), so that nothing is left of a plugin that crashed.
+- What it started in a session of its own is found by a variable that its environment has, and killed then as well.
 - The end of the *process* counts, not the end of its pipes: a grandchild may hold those open. It is known at once even
   when that thread is held up by whoever takes the output (`poll`).
 - Output that nobody takes holds the plugin up, by the pipe's own capacity, and never fills this process's memory. One
@@ -43,11 +44,14 @@ from hybridload.errors import (
     ProcessError,
     start_failed,
 )
-from hybridload.frozen import field, frozen
+from hybridload.frozen import field, frozen, replace
 from hybridload.goplugin.lifeline import Lifeline, end_keeper, start_keeper
 from hybridload.limits import Limits
 
 log = logging.getLogger(__name__)
+
+MARK = "HYBRIDLOAD_PROCESS"
+"""Tells a plugin's process, and all that it starts, from every other."""
 
 _CHUNK = 256 * 1024
 _PIECE = 1024 * 1024
@@ -147,9 +151,18 @@ class PluginProcess:
         self._ended = threading.Event()
         # Held while signalling and while reaping, so that no signal goes to a pid that is already someone else's.
         self._reaping = threading.Lock()
+        # What the plugin starts in a session of its own is found by it.
+        self._mark: tuple[int, str] | None = None
         if lifeline is not None:
-            lifeline.open()
-        self._child = (spawn or start_program)(spec, name)
+            token = os.urandom(16).hex()
+            variable = f"{MARK}={token}"
+            self._mark = (lifeline.guard_mark(variable), variable)
+            spec = replace(spec, env={**spec.env, MARK: token})
+        try:
+            self._child = (spawn or start_program)(spec, name)
+        except BaseException:
+            self._release_mark()
+            raise
         self.pid = self._child.pid
         self._keeper: subprocess.Popen[bytes] | None = None
         try:
@@ -185,6 +198,7 @@ class PluginProcess:
         except BaseException:
             self._reap()
             self._close_pipes()
+            self._kill_strays()
             raise
 
     @property
@@ -273,6 +287,16 @@ class PluginProcess:
             log.exception("plugin %s: what was to happen at its end failed", self.name)
         finally:
             self._ended.set()
+        self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        if self._mark is not None:
+            platforms.kill_marked(self._mark[1])
+        self._release_mark()
+
+    def _release_mark(self) -> None:
+        if self._mark is not None and self._lifeline is not None:
+            self._lifeline.release_mark(self._mark[0])
 
 
 def _pump(descriptor: int, sink: Callable[[bytes], None], limit: int = _CHUNK) -> bool:
@@ -368,10 +392,13 @@ class _Program:
         return platforms.has_ended(self.pid)
 
     def kill_group(self) -> None:
-        platforms.kill_group(self.pid)
+        if platforms.is_child(self.pid):
+            platforms.kill_group(self.pid)
+        else:
+            platforms.kill_orphaned_group(self.pid)
 
-    def reap(self) -> int:
-        return self._popen.wait()
+    def reap(self) -> int | None:
+        return platforms.reap(self._popen)
 
     def close(self) -> None:
         for pipe in (self._popen.stdout, self._popen.stderr):

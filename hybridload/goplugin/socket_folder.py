@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable
 
 from hybridload.goplugin.streams.sockets import private_folder
 
@@ -21,20 +22,32 @@ class SocketFolder:
     :param folder: the host's folder, or `None` for one of our own.
     :param group: name or number of a group whose members may connect.
     :param parent: where the folder of our own is made; the temporary folder by default.
+    :param announce: told the path of a folder of our own before that is made.
     :raises OSError: when the folder cannot be made, or does not exist.
     :raises LookupError: when there is no such group.
     """
 
-    def __init__(self, folder: str | None = None, group: str | None = None, *, parent: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | None = None,
+        group: str | None = None,
+        *,
+        parent: str | None = None,
+        announce: Callable[[str], object] | None = None,
+    ) -> None:
         self._group = None if group is None else _group_id(group)
         self._paths: list[str] = []
         # A forked child must not remove what is its parent's.
         self._owner = os.getpid()
         self._own = folder is None
         if folder is None:
-            folder = private_folder(parent)
-            if self._group is not None:
-                _share(folder, self._group, 0o710)
+            folder = private_folder(parent, announce)
+            try:
+                if self._group is not None:
+                    _share(folder, self._group, 0o710)
+            except BaseException:
+                os.rmdir(folder)
+                raise
         elif not os.path.isdir(folder):
             raise NotADirectoryError(f"the host's folder for sockets, {folder}, does not exist")
         self.path = folder

@@ -388,26 +388,20 @@ class UnixAccess:
 _OWN = UnixAccess()
 
 
-def private_folder(parent: str | None = None) -> str:
+def private_folder(parent: str | None = None, announce: Callable[[str], object] | None = None) -> str:
     """Make a folder that only this user may enter, ``hybridload-…``, with a path that leaves room for a socket's name.
 
     :param parent: where; the temporary folder by default, or ``/tmp`` when the path of that is too long.
+    :param announce: told its path before it is made, so that at no moment there is one that nobody would remove.
     :raises OSError: it cannot be made.
     """
-    folder = _new_folder(parent or platforms.temporary_folder())
-    if (
-        parent is not None
-        or len(os.fsencode(folder)) + len("/plugin") + 12 <= _LONGEST_PATH
-        or not os.path.isdir("/tmp")
-    ):
-        return folder
-    os.rmdir(folder)
-    return _new_folder("/tmp")
-
-
-def _new_folder(parent: str) -> str:
     # As tempfile.mkdtemp makes them; to import that takes a plugin longer than all it does with it.
-    folder = os.path.join(os.path.abspath(parent), f"hybridload-{os.urandom(6).hex()}")
+    name = f"hybridload-{os.urandom(6).hex()}"
+    folder = os.path.join(os.path.abspath(parent or platforms.temporary_folder()), name)
+    if parent is None and len(os.fsencode(folder)) + len("/plugin") + 12 > _LONGEST_PATH and os.path.isdir("/tmp"):
+        folder = os.path.join("/tmp", name)
+    if announce is not None:
+        announce(folder)
     os.mkdir(folder, 0o700)
     return folder
 
