@@ -1,11 +1,16 @@
-"""What a plugin's process may use at the most; the kernel sees to it (setrlimit(2)), from its first instruction on."""
+"""What a plugin's process may use at the most, and how large a message either side takes.
+
+The kernel sees to the former (setrlimit(2)), from the process's first instruction on; whoever receives a message sees
+to the latter.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
+from hybridload.errors import ConfigError
 from hybridload.frozen import frozen, names, replace
 
 _UNITS = {
@@ -20,6 +25,14 @@ _EXPECTED = {
     "open_files": "a number greater than 0",
     "processes": "a number greater than 0",
 }
+
+
+MAX_MESSAGE: Final = 256 * 2**20
+"""Bytes of the largest message that is taken where nobody says otherwise."""
+UNLIMITED: Final = 2**62
+"""Bytes that no message has."""
+RECEIVE_OPTION: Final = "grpc.max_receive_message_length"
+MAX_MESSAGE_EXPECTED: Final = 'a size greater than 0, in bytes or as "64MB" or "1GiB", or "unlimited"'
 
 
 @frozen
@@ -64,6 +77,46 @@ def read_limits(table: Mapping[str, Any]) -> Limits:
             raise ValueError(f"{name} is {value!r}; expected {_EXPECTED[name]}.")
         given[name] = number
     return Limits(**given)
+
+
+def read_max_message(value: object) -> int:
+    """The largest message to take, in bytes, from what a configuration or an argument says.
+
+    :param value: a number of bytes, a string with a unit as `read_limits` has it, or ``"unlimited"``.
+    :raises ValueError: with a sentence that says what was expected.
+    """
+    number = UNLIMITED if value == "unlimited" else _size(value)
+    if type(number) is not int or not 0 < number <= _MOST:
+        raise ValueError(f"max_message is {value!r}; expected {MAX_MESSAGE_EXPECTED}.")
+    return number
+
+
+def given_max_message(
+    value: int | str | None, options: Sequence[tuple[str, Any]], options_name: str
+) -> tuple[int, tuple[tuple[str, Any], ...]]:
+    """The largest message that one side takes, in bytes, and grpc's other arguments.
+
+    :param value: the argument ``max_message``; `None` where it was not given.
+    :param options: grpc's arguments as they were given, which may hold the limit in its place.
+    :param options_name: how that argument is called.
+    :raises ConfigError: it is no size, or both say one.
+    """
+    given = dict(options).get(RECEIVE_OPTION)
+    if given is None:
+        try:
+            limit = MAX_MESSAGE if value is None else read_max_message(value)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    elif value is not None:
+        raise ConfigError(f"max_message and {RECEIVE_OPTION} of {options_name} say the same: give one of them.")
+    else:
+        limit = UNLIMITED if given < 0 else given
+    return limit, tuple(option for option in options if option[0] != RECEIVE_OPTION)
+
+
+def receive_option(limit: int) -> tuple[str, int]:
+    """A limit in bytes as grpc's argument."""
+    return RECEIVE_OPTION, -1 if limit >= UNLIMITED else limit
 
 
 def _size(value: object) -> object:

@@ -216,6 +216,7 @@ GOOD: dict[str, set[str]] = {
     "after_fork": set(),
     "watch": {"true"},
     "limits": {"{}"},
+    "max_message": {"5"},
     "strict": {"true"},
     "prefork": {"true"},
     "fallback_on_checksum": {"true"},

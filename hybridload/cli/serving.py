@@ -19,6 +19,7 @@ from hybridload.cli.session import (
 )
 from hybridload.cli.values import read_options
 from hybridload.errors import ConfigError
+from hybridload.limits import MAX_MESSAGE
 
 
 def serve_plugin(
@@ -71,6 +72,7 @@ def serve_plugin(
         options=dict(found.options) if options is None else read_options(options),
         outlive_host=outlive_host,
         by_hand=by_hand,
+        max_message=found.max_message or MAX_MESSAGE,
         protocols=protocol or found.protocols or ("grpc", "netrpc"),
     )
 

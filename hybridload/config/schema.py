@@ -20,7 +20,7 @@ from hybridload.config.settings import dotted
 from hybridload.errors import ConfigError
 from hybridload.external import absolute_program, is_bare_name
 from hybridload.frozen import frozen
-from hybridload.limits import read_limits
+from hybridload.limits import MAX_MESSAGE_EXPECTED, read_limits, read_max_message
 
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*[^\0\s][^\0]*\Z")]
@@ -134,6 +134,7 @@ DEFAULTS: dict[str, Key] = {
     "after_fork": Key(Literal["closed", "restart"], '"closed" or "restart"'),
     "watch": Key(bool, "true or false"),
     "limits": Key(dict[str, Any], "a table of limits", lambda value, _: read_limits(value)),
+    "max_message": Key(Any, MAX_MESSAGE_EXPECTED, lambda value, _: read_max_message(value)),
     "strict": Key(bool, "true or false"),
     "fallback_on_checksum": Key(bool, "true or false"),
     "enabled": Key(bool, "true or false"),

@@ -95,6 +95,8 @@ class PluginSettings:
     """Whether a change of its program reloads it."""
     limits: Limits = field(default_factory=Limits)
     """What its process may use at the most; an object in the host's own is under the host's."""
+    max_message: int | None = None
+    """Bytes of the largest message that the host takes from its process, and a subprocess from the host."""
     strict: bool = False
     """Whether in-process calls travel through the contract, as calls to a process do."""
     fallback_on_checksum: bool = False

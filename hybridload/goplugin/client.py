@@ -53,7 +53,7 @@ from hybridload.goplugin.runner import LocalRunner, Runner, RunningPlugin
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handle import Methods, handle_class, new_handle
 from hybridload.handshake import Handshake
-from hybridload.limits import Limits
+from hybridload.limits import Limits, given_max_message
 
 if TYPE_CHECKING:
     import ssl
@@ -122,8 +122,10 @@ class Client:
     :param unix_socket_group: members of that group may connect, for a plugin that runs as another user.
     :param stderr: gets every byte of the plugin's raw standard error, besides `logger`.
     :param log_buffer_size: bytes of one log line that are kept together; a longer one is logged in pieces.
-    :param channel_options: grpc channel arguments, e.g. ``("grpc.max_receive_message_length", 4 << 20)``; there is no
-        limit by default.
+    :param channel_options: grpc channel arguments, e.g. ``("grpc.max_send_message_length", 4 << 20)``.
+    :param max_message: the largest message that is taken from the plugin, in bytes once it is decompressed, or as
+        ``"64MB"`` or ``"1GiB"``; ``"unlimited"`` for no limit, 256 MiB by default. It holds for answers, each message
+        of a stream, and arguments of callbacks, in both protocols. What the plugin takes it says itself.
     :param outlive_host: let the plugin live on when the host ends without having killed it, for a later host that
         reattaches. A Python plugin has to be served with ``outlive_host=True`` as well.
     :param managed: have `cleanup_clients` kill it.
@@ -167,6 +169,7 @@ class Client:
         managed: bool = False,
         runner: Runner | None = None,
         limits: Limits | None = None,
+        max_message: int | str | None = None,
     ) -> None:
         if handshake is not None and not isinstance(handshake, Handshake):
             raise ConfigError(f"handshake is {handshake!r}: give a Handshake(cookie_key, cookie_value).")
@@ -182,7 +185,7 @@ class Client:
         self._socket_dir = None if unix_socket_dir is None else os.path.abspath(unix_socket_dir)
         self._socket_group = unix_socket_group
         self._raw_stderr = stderr
-        self._channel_options = tuple(channel_options)
+        self._max_message, self._channel_options = given_max_message(max_message, channel_options, "channel_options")
         self._outlive_host = outlive_host
         self._limits = limits or Limits()
         self._runner: Runner = runner or LocalRunner()
@@ -718,6 +721,7 @@ class Client:
             "stderr": self._stderr.sink(),
             "call_timeout": self._call_timeout,
             "connect_timeout": patience,
+            "max_message": self._max_message,
         }
         connect = self._connect_grpc if line.protocol == "grpc" else self._connect_netrpc
         try:

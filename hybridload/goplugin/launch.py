@@ -23,6 +23,7 @@ from hybridload.goplugin.serve import HostSide, check_cookie, serve_by_hand, ser
 from hybridload.goplugin.serve_logs import InstalledLogging
 from hybridload.goplugin.serving import PROTOCOLS, Served, ServeOptions
 from hybridload.implementation import build_object, check_implementation, close_implementation
+from hybridload.limits import MAX_MESSAGE
 from hybridload.references import resolve_reference
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def main() -> None:
             # The host could name them: it is this interpreter that lacks something, and another isolation may not.
             raise PluginError(str(error), plugin=spec.plugin) from error
         served = implemented(found, contracts, spec.options, kind=spec.kind, plugin=spec.plugin)
-        serve_to(host, served, logging=False, options=ServeOptions(protocols=spec.protocols))
+        serve_to(
+            host, served, logging=False, options=ServeOptions(protocols=spec.protocols, max_message=spec.max_message)
+        )
 
 
 def serve_entry_point(
@@ -55,6 +58,7 @@ def serve_entry_point(
     options: Mapping[str, Any] | None = None,
     outlive_host: bool = False,
     protocols: Sequence[str] = PROTOCOLS,
+    max_message: int = MAX_MESSAGE,
     by_hand: bool = False,
 ) -> None:
     """Serve an entry point to the go-plugin host that started this program. Returns when the host ends it.
@@ -67,13 +71,14 @@ def serve_entry_point(
     :param options: keyword arguments of the class or factory.
     :param outlive_host: as in `serve`.
     :param protocols: as in `serve`.
+    :param max_message: as in `serve`, in bytes.
     :param by_hand: serve until Ctrl-C to whichever host takes it up, under the entry point's name; see `serve` on
         ``debug``.
     :raises SystemExit: with status 1, when no go-plugin host has started this program.
     :raises ConfigError: something that is named does not exist or is not what it should be.
     :raises ContractError: the entry point does not implement it in any version.
     """
-    serving = ServeOptions(protocols=tuple(protocols))
+    serving = ServeOptions(protocols=tuple(protocols), max_message=max_message)
     if by_hand:
         contracts = PluginSetReference(plugins).resolve(resolve_reference(handshake, "the handshake"))
         found = _installed(group, name, name)

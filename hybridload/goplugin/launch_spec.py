@@ -25,6 +25,7 @@ from hybridload.contract import Contract, NetRPC, NetRPCMethod
 from hybridload.errors import ConfigError
 from hybridload.frozen import field, frozen
 from hybridload.handshake import Handshake
+from hybridload.limits import MAX_MESSAGE
 from hybridload.references import resolve_reference
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class LaunchSpec:
     :param path: the host's import path.
     :param outlive_host: as in `serve`.
     :param protocols: as in `serve`.
+    :param max_message: as in `serve`, in bytes.
     """
 
     plugin: str
@@ -221,6 +223,7 @@ class LaunchSpec:
     path: Sequence[str] = ()
     outlive_host: bool = False
     protocols: tuple[str, ...] = ("grpc", "netrpc")
+    max_message: int = MAX_MESSAGE
 
     def command(self, python: str | None = None) -> list[str]:
         """The program that serves it, with its arguments.
@@ -293,6 +296,7 @@ class LaunchSpec:
                 "path": list(self.path),
                 "outlive_host": self.outlive_host,
                 "protocols": list(self.protocols),
+                "max_message": self.max_message,
             }
         )
 
@@ -315,6 +319,7 @@ class LaunchSpec:
             path=tuple(read["path"]),
             outlive_host=read["outlive_host"],
             protocols=tuple(read["protocols"]),
+            max_message=read["max_message"],
         )
 
 

@@ -53,6 +53,7 @@ from hybridload.goplugin.serving import (
 from hybridload.goplugin.socket_folder import SocketFolder
 from hybridload.handshake import Handshake
 from hybridload.implementation import close_implementation
+from hybridload.limits import given_max_message
 
 if TYPE_CHECKING:
     import ssl
@@ -91,6 +92,7 @@ def serve(
     tls: TLS | ssl.SSLContext | None = None,
     network: str = "unix",
     server_options: Sequence[tuple[str, Any]] = (),
+    max_message: int | str | None = None,
     engine: str | None = None,
     protocols: Protocols = PROTOCOLS,
     test: ServeTest | None = None,
@@ -111,7 +113,10 @@ def serve(
     :param tls: own TLS material instead of what the host asks for (AutoMTLS): a server context, or a `TLS` of client
         and server context where the host is called back.
     :param network: ``"unix"``, or ``"tcp"`` for a port of the range that the host allows.
-    :param server_options: grpc channel arguments of the server; there is no limit to messages by default.
+    :param server_options: grpc channel arguments of the server, e.g. ``("grpc.max_send_message_length", 4 << 20)``.
+    :param max_message: the largest message that is taken from the host, in bytes once it is decompressed, or as
+        ``"64MB"`` or ``"1GiB"``; ``"unlimited"`` for no limit, 256 MiB by default. It holds for requests, each message
+        of a stream, and answers to callbacks, in both protocols. What the host takes it says itself.
     :param engine: what carries gRPC: ``"direct"`` or ``"grpcio"``; the environment variable `HYBRIDLOAD_ENGINE` says
         so by default.
     :param protocols: what the plugin may be served over, ``"grpc"`` and ``"netrpc"``, in the order of preference: the
@@ -124,10 +129,12 @@ def serve(
     :raises ConfigError: plugin set and implementations do not match.
     :raises ContractError: an interface cannot travel, or an object does not implement it.
     """
+    largest, given = given_max_message(max_message, server_options, "server_options")
     options = ServeOptions(
         tls=tls,
         network=network,
-        server_options=tuple(server_options),
+        server_options=given,
+        max_message=largest,
         engine=engine,
         protocols=protocols,
     )

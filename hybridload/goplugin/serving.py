@@ -15,6 +15,7 @@ from hybridload.contract import Contract
 from hybridload.errors import ConfigError
 from hybridload.frozen import field, frozen
 from hybridload.goplugin.plugins import GRPCPlugin, NetRPCPlugin
+from hybridload.limits import MAX_MESSAGE
 
 if TYPE_CHECKING:
     import ssl
@@ -34,11 +35,15 @@ Protocols: TypeAlias = "str | Sequence[str] | Mapping[int, str | Sequence[str]]"
 
 @frozen
 class ServeOptions:
-    """How a plugin is reached, beyond what its host asks for; see `serve`."""
+    """How a plugin is reached, beyond what its host asks for; see `serve`.
+
+    :param server_options: without `max_message`, which is in bytes here.
+    """
 
     tls: TLS | ssl.SSLContext | None = None
     network: str = "unix"
     server_options: tuple[tuple[str, Any], ...] = ()
+    max_message: int = MAX_MESSAGE
     engine: str | None = None
     protocols: Protocols = PROTOCOLS
 

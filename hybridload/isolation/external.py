@@ -60,6 +60,7 @@ def start_client(
         "auto_mtls": settings.auto_mtls,
         "multiplex": settings.multiplex,
         "allowed_protocols": settings.protocols,
+        "max_message": settings.max_message,
     }
     given = {key: value for key, value in given.items() if value is not None}
     if OPTIONS_VARIABLE in os.environ:  # This host is such a plugin itself: its own options are not for others.

@@ -31,6 +31,7 @@ def open_reattached(request: Request, config: ReattachConfig) -> ProcessPlugin:
         handshake=request.handshake,
         name=request.name,
         call_timeout=request.resolution.settings.call_timeout,
+        max_message=request.resolution.settings.max_message,
     )
     try:
         client.start()

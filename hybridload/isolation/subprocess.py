@@ -29,6 +29,7 @@ from hybridload.goplugin.launch_spec import (
 from hybridload.goplugin.runner import LocalRunner
 from hybridload.goplugin.serving import PROTOCOLS
 from hybridload.isolation.external import ProcessPlugin, start_client
+from hybridload.limits import MAX_MESSAGE
 
 if TYPE_CHECKING:
     from hybridload.goplugin.client import Client
@@ -59,6 +60,7 @@ class Subprocess:
             options=settings.options,
             path=import_path(),
             protocols=settings.protocols or PROTOCOLS,
+            max_message=settings.max_message or MAX_MESSAGE,
         )
         command = External(spec.command(interpreter), env=settings.env, cwd=settings.cwd)
         told = {version: {**kinds, KINDS: kinds_contract()} for version, kinds in request.plugins.items()}

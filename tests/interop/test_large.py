@@ -44,7 +44,7 @@ def test_what_is_beyond_gos_limit_is_refused_by_name(new_client: NewClient) -> N
     assert caught.value.code == "RESOURCE_EXHAUSTED"
     assert "larger than max" in str(caught.value)
     assert str(4 * MIB) in str(caught.value)
-    assert "Raise the limit" in str(caught.value)
+    assert "Raise the plugin's limit" in str(caught.value)
     assert "grpc.MaxRecvMsgSize" in str(caught.value)
     assert torture.echo(b"still here") == b"still here"
 

@@ -29,7 +29,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hybridload.errors import BrokerError
@@ -69,16 +69,25 @@ class GRPCBroker:
     :param lanes: the threads that brokered servers run calls on.
     :param name: the plugin's name, for messages.
     :param lifetime: ends with the other side; by default, and in any case, when the broker is closed.
+    :param options: grpc channel arguments of brokered channels and servers.
     """
 
     def __init__(
-        self, transport: Transport, engine: Engine, lanes: Any, *, name: str, lifetime: Lifetime | None = None
+        self,
+        transport: Transport,
+        engine: Engine,
+        lanes: Any,
+        *,
+        name: str,
+        lifetime: Lifetime | None = None,
+        options: Sequence[tuple[str, Any]] = (),
     ) -> None:
         self.engine = engine
         self.lifetime = lifetime or Lifetime()
         """Ends with the plugin, or for the plugin with its host: what Go hands to `GRPCClient` as a context."""
         self._transport = transport
         self._lanes = lanes
+        self._options = options
         self._name = name
         self._ids = itertools.count(1)
         lock = threading.RLock()
@@ -138,7 +147,8 @@ class GRPCBroker:
         # The first connection is made here, so that whoever dials learns at once when nobody answers.
         first: list[Stream] = [opened()]
         channel = self.engine.channel(
-            Endpoint(lambda: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}")
+            Endpoint(lambda: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}"),
+            self._options,
         )
         return _Dialled(self, channel, first)
 
@@ -152,7 +162,7 @@ class GRPCBroker:
         :returns: the server, which serves until it is closed; closing the broker closes it too.
         :raises BrokerError: as `accept`.
         """
-        server = self.engine.server(self._lanes, on_idle=on_idle)
+        server = self.engine.server(self._lanes, self._options, on_idle=on_idle)
         served = BrokeredServer(self, server)
         try:
             self._own(served)

@@ -25,10 +25,12 @@ from hybridload.goplugin.grpc.engine import Endpoint, Engine
 from hybridload.goplugin.grpc.objects import BrokerObjects
 from hybridload.goplugin.grpc.stdio_client import StdioStream
 from hybridload.goplugin.lifetime import Lifetime
+from hybridload.goplugin.message_limits import explained
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import GRPCPlugin, Plugin
 from hybridload.goplugin.transport import Transport
 from hybridload.handle import Methods
+from hybridload.limits import MAX_MESSAGE, receive_option
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +43,6 @@ _LATE = 0.2
 Fate = Callable[[float], Exception | None]
 """Seconds to wait -> why the plugin is gone, or `None` when it is still there after them."""
 
-_RAISE_THE_LIMIT = (
-    ". Raise the limit on the side that refused it: grpc.MaxRecvMsgSize in a Go plugin, server_options of a Python "
-    "plugin's serve, channel_options of the host; or send less at once, in a stream."
-)
-
 
 class GRPCConnection:
     """Connects to a plugin, and drains its output from then on.
@@ -56,7 +53,8 @@ class GRPCConnection:
     :param kinds: the plugin set of the negotiated version.
     :param call_timeout: seconds that a call may take; `None` for no limit.
     :param connect_timeout: seconds to connect in.
-    :param options: grpc channel arguments.
+    :param options: grpc channel arguments, without the next.
+    :param max_message: the largest message that is taken, in bytes.
     :param lifetime: the plugin's, as hand-written plugins are told it through their broker.
     :raises HandshakeError: nobody answers at the address; its message continues a sentence that names the plugin.
     :raises PluginCrashed, PluginClosed: the process ended meanwhile.
@@ -76,6 +74,7 @@ class GRPCConnection:
         call_timeout: float | None,
         connect_timeout: float,
         options: Sequence[tuple[str, Any]] = (),
+        max_message: int = MAX_MESSAGE,
         lifetime: Lifetime | None = None,
     ) -> None:
         self._engine = engine
@@ -87,14 +86,15 @@ class GRPCConnection:
         self._call_timeout = call_timeout
         self._lanes = engine.lanes()
         self._loop = EventLoop()
-        self._broker = GRPCBroker(transport, engine, self._lanes, name=name, lifetime=lifetime)
+        limit = receive_option(max_message)
+        self._broker = GRPCBroker(transport, engine, self._lanes, name=name, lifetime=lifetime, options=[limit])
         self._objects = BrokerObjects(self._broker, self._loop, lambda contract: _ContractCalls(self, contract))
         self._broker_stream: BrokerStream | None = None
         brokers = any(_needs_broker(plugin) for plugin in kinds.values())
         if brokers and transport.multiplexed:
             # Go takes whatever stream comes next for the one that was knocked for: there must be no others.
             endpoint = replace(endpoint, connections=1)
-        self.channel = engine.channel(endpoint, options)
+        self.channel = engine.channel(endpoint, (*options, limit))
         try:
             self._check = self.channel.unary_unary(
                 messages.HEALTH_CHECK,
@@ -207,8 +207,8 @@ class GRPCConnection:
         code, message = error.code().name, error.details() or ""
         details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS), None)
         if details is None:
-            if code == "RESOURCE_EXHAUSTED" and "larger than max" in message:
-                message += _RAISE_THE_LIMIT
+            if code == "RESOURCE_EXHAUSTED":
+                message = explained(message, calls="host") or message
             lost = message if self._engine.lost(error) else None
             if (
                 code in ("UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN")

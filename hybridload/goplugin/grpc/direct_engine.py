@@ -21,6 +21,7 @@ from hybridload.goplugin.http2.server_link import ServerLink
 from hybridload.goplugin.http2.status import RpcError, StatusCode
 from hybridload.goplugin.in_flight import InFlight
 from hybridload.goplugin.streams.base import Listener
+from hybridload.limits import RECEIVE_OPTION
 
 if TYPE_CHECKING:
     from hybridload.goplugin.http2.channel import Channel
@@ -47,7 +48,7 @@ class DirectEngine:
             leaves_idle=endpoint.plain is not None,
             max_connections=endpoint.connections,
             max_send=_limit(given, "grpc.max_send_message_length"),
-            max_receive=_limit(given, "grpc.max_receive_message_length"),
+            max_receive=_limit(given, RECEIVE_OPTION),
         )
 
     def why(self, channel: Any, error: Any) -> str:
@@ -88,7 +89,7 @@ class DirectServer:
         self._server = _Watched(
             on_idle,
             max_send=_limit(given, "grpc.max_send_message_length"),
-            max_receive=_limit(given, "grpc.max_receive_message_length"),
+            max_receive=_limit(given, RECEIVE_OPTION),
         )
         self._handlers: tuple[Any, ...] = ()
         self._placed: dict[str, tuple[Any, Any]] = {}

@@ -10,12 +10,14 @@ import grpc
 
 from hybridload.goplugin.grpc.bridge import ClientBridge
 from hybridload.goplugin.line import Network
+from hybridload.limits import RECEIVE_OPTION
 
 RpcError: Any = grpc.RpcError
+_LARGEST = 2**31 - 1  # that grpc's core can hold
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    # As in Go's host: no limit of our own (grpcio's default is 4 MiB).
-    ("grpc.max_receive_message_length", -1),
+    # grpcio's default is 4 MiB; who opens a channel for a plugin says what is taken.
+    (RECEIVE_OPTION, -1),
     ("grpc.max_send_message_length", -1),
     # No client keepalive: a Go server's default enforcement answers it with GOAWAY too_many_pings.
     ("grpc.keepalive_time_ms", 2**31 - 1),
@@ -40,8 +42,16 @@ def open_channel(network: Network, address: str, options: Sequence[tuple[str, An
     """
     # A target is a URI: `%`, `?` and `#` in a path mean something else there.
     target = f"unix:{quote(address)}" if network == "unix" else f"dns:///{address}"
+    return grpc.insecure_channel(target, options=arguments(_OPTIONS, options))
+
+
+def arguments(ours: Sequence[tuple[str, Any]], given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """grpc's arguments: the given ones win over ours."""
     # Of an argument that is given twice, grpc's core may take either.
-    return grpc.insecure_channel(target, options=list({**dict(_OPTIONS), **dict(options)}.items()))
+    merged = {**dict(ours), **dict(given)}
+    if merged[RECEIVE_OPTION] > _LARGEST:
+        merged[RECEIVE_OPTION] = -1  # no message of protobuf is that large
+    return list(merged.items())
 
 
 def bridged_channel(bridge: ClientBridge, options: Sequence[tuple[str, Any]] = ()) -> BridgedChannel:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hybridload.contract import Status, decode_exception
 from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, PluginClosed
+from hybridload.goplugin.message_limits import explained
 
 if TYPE_CHECKING:
     from hybridload.contract import Contract
@@ -36,4 +37,6 @@ class HostCalls:
             return PluginClosed(f"The host's object can no longer be called: {message}.")
         if details is None and code == "DEADLINE_EXCEEDED":
             return CallTimeout("The host's object did not answer in time.")
+        if details is None and code == "RESOURCE_EXHAUSTED":
+            message = explained(message, calls="plugin") or message
         return decode_exception(Status(code, message, details), self._contract, "host", stream=stream)

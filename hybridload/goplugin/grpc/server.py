@@ -20,6 +20,7 @@ from urllib.parse import quote
 import grpc
 
 from hybridload.goplugin.grpc.bridge import Bridge, ServerSocket
+from hybridload.goplugin.grpc.grpcio_channel import arguments
 from hybridload.goplugin.grpc.handlers import (
     CALLS,
     CONTROL,
@@ -34,6 +35,7 @@ from hybridload.goplugin.grpc.handlers import (
 from hybridload.goplugin.grpc.threads import CallThreads
 from hybridload.goplugin.grpc.waiting import waiting_behavior
 from hybridload.goplugin.streams.base import Listener
+from hybridload.limits import RECEIVE_OPTION
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,8 @@ log = logging.getLogger(__name__)
 CALL_THREADS = 256
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    # As on a Go host's side: no limit of our own (grpcio's default is 4 MiB).
-    ("grpc.max_receive_message_length", -1),
+    # grpcio's default is 4 MiB; who makes a server for a plugin says what is taken.
+    (RECEIVE_OPTION, -1),
     ("grpc.max_send_message_length", -1),
     # A host may ping as often as it likes, with or without calls in flight.
     ("grpc.http2.min_ping_interval_without_data_ms", 1),
@@ -88,9 +90,7 @@ class GrpcioServer:
         self._lanes = lanes
         self._on_idle = on_idle
         self._router = _Router(lanes)
-        # Of an argument that is given twice, grpc's core may take either.
-        given = list({**dict(_OPTIONS), **dict(options)}.items())
-        self._server: Any = grpc.server(lanes[CALLS], options=given)
+        self._server: Any = grpc.server(lanes[CALLS], options=arguments(_OPTIONS, options))
         handlers: Any = (self._router,)
         self._server.add_generic_rpc_handlers(handlers)
         self._started = False

@@ -23,6 +23,7 @@ from hybridload.goplugin.grpc.stdio_server import stdio_service
 from hybridload.goplugin.line import HandshakeLine
 from hybridload.goplugin.plugins import GRPCPlugin
 from hybridload.goplugin.serving import Served, Surroundings
+from hybridload.limits import receive_option
 
 if TYPE_CHECKING:
     from hybridload.goplugin.grpc.descriptors import DescriptorIndex
@@ -45,9 +46,10 @@ class GRPCServing:
             lanes = engine.lanes()
             stack.callback(lanes.close, JOIN)
             self._entrance, self._loop = open_entrance(around, stack, "grpc")
-            self._broker = GRPCBroker(self._entrance.transport, engine, lanes, name="plugin")
+            limit = receive_option(options.max_message)
+            self._broker = GRPCBroker(self._entrance.transport, engine, lanes, name="plugin", options=[limit])
             stack.callback(self._broker.close)
-            self._server: Server = engine.server(lanes, options.server_options)
+            self._server: Server = engine.server(lanes, (*options.server_options, limit))
             stack.callback(self._server.stop, _ANSWER_GRACE)
             self._register(served, around)
             self._entrance.serve(self._server)

@@ -156,6 +156,12 @@ class Call(Inbox):
         elif len(self.messages) > 1:
             self._abandon(Status(StatusCode.INTERNAL, "several messages in answer to a unary call"))
 
+    def spoil(self, status: Status) -> None:
+        if self.status is None:
+            self._abandon(status)
+        else:
+            self.status = status
+
     def _complete(self, status: Status) -> None:
         """The peer has said all."""
         if status.code is StatusCode.OK:

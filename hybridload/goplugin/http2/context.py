@@ -127,6 +127,7 @@ class ServerCall(Inbox):
     """Whether messages are to be compressed."""
     silent = True
     """Whether the handler has said nothing yet about how it is answered: none of the six above."""
+    receiver = "SERVER"
     _news: threading.Condition | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
 
@@ -140,6 +141,11 @@ class ServerCall(Inbox):
             self.deadline = time.monotonic() + request.timeout
 
     # What comes from the connection. Called with the link's lock held.
+
+    def spoil(self, status: Status) -> None:
+        if not self.over:
+            self.cut_off = True
+            self.link._finish(self, status)
 
     def on_data(self, data: bytes | memoryview, ends: bool) -> Status | None:
         """Take a piece of the body. A status is returned when the call cannot go on."""

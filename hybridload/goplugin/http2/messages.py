@@ -9,6 +9,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+from hybridload.goplugin.message_limits import too_large
+
 from .status import Status, StatusCode
 
 PREFIX: Final = Struct(">BL")
@@ -32,16 +34,24 @@ class MessageError(Exception):
         self.status = Status(code, details)
 
 
+class Compressed(bytes):
+    """A message as it came, in gzip."""
+
+    __slots__ = ()
+
+
 class MessageReader:
     """Takes the pieces of one stream's body and gives its messages.
 
     :param max_size: of one message, in bytes, before and after decompression; `None` for no limit.
+    :param receiver: ``"CLIENT"`` or ``"SERVER"``, for errors.
     """
 
-    __slots__ = ("_compressed", "_missing", "_parts", "_prefix", "encoding", "max_size")
+    __slots__ = ("_compressed", "_missing", "_parts", "_prefix", "encoding", "max_size", "receiver")
 
-    def __init__(self, max_size: int | None) -> None:
+    def __init__(self, max_size: int | None, receiver: str = "CLIENT") -> None:
         self.max_size = max_size
+        self.receiver = receiver
         self.encoding = IDENTITY
         """The peer's ``grpc-encoding``."""
         self._prefix = b""  # of a message whose length is not known yet
@@ -60,9 +70,9 @@ class MessageReader:
         return bool(self._missing or self._prefix)
 
     def feed(self, data: bytes | memoryview) -> list[bytes]:
-        """The messages that these bytes complete.
+        """The messages that these bytes complete; `Compressed` ones are for `plain` to read.
 
-        :raises MessageError: too large, or not decompressed.
+        :raises MessageError: too large, or compressed in another way.
         """
         if not self._missing and not self._prefix and len(data) >= PREFIX_SIZE:
             # By far the most frequent: one small message in one piece.
@@ -99,10 +109,7 @@ class MessageReader:
 
     def _check_size(self, size: int) -> None:
         if self.max_size is not None and size > self.max_size:
-            raise MessageError(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"received a message of {size} bytes; at most {self.max_size} are allowed",
-            )
+            raise MessageError(StatusCode.RESOURCE_EXHAUSTED, too_large(self.receiver, size, self.max_size))
 
     def _finish(self, message: bytes) -> bytes:
         if not self._compressed:
@@ -111,21 +118,31 @@ class MessageReader:
             raise MessageError(StatusCode.INTERNAL, "a compressed message, but no grpc-encoding was named")
         if self.encoding != GZIP:
             raise MessageError(StatusCode.UNIMPLEMENTED, f"grpc-encoding {self.encoding!r} is not supported")
-        return self._decompress(message)
+        return Compressed(message)
 
-    def _decompress(self, message: bytes) -> bytes:
-        import zlib
 
-        reader = zlib.decompressobj(wbits=31)
-        try:
-            # One byte more than allowed is enough to know that it is too much.
-            plain = reader.decompress(message, 0 if self.max_size is None else self.max_size + 1)
-        except zlib.error as error:
-            raise MessageError(StatusCode.INTERNAL, f"a gzip message that cannot be read: {error}") from error
-        self._check_size(len(plain))
-        if not reader.eof:
-            raise MessageError(StatusCode.INTERNAL, "a gzip message that is cut short")
-        return plain
+def plain(message: bytes, max_size: int | None, receiver: str = "CLIENT") -> bytes:
+    """A message as it was before it was compressed, if it was.
+
+    :param max_size, receiver: as `MessageReader` has them.
+    :raises MessageError: too large, or no gzip. No more than the limit is made of it.
+    """
+    if not isinstance(message, Compressed):
+        return message
+    import zlib
+
+    reader = zlib.decompressobj(wbits=31)
+    try:
+        # One byte more than allowed is enough to know that it is too much.
+        made = reader.decompress(message, 0 if max_size is None else max_size + 1)
+    except zlib.error as error:
+        raise MessageError(StatusCode.INTERNAL, f"a gzip message that cannot be read: {error}") from error
+    if max_size is not None and len(made) > max_size:
+        # How large it would have become, nobody knows.
+        raise MessageError(StatusCode.RESOURCE_EXHAUSTED, too_large(receiver, f"over {max_size}", max_size))
+    if not reader.eof:
+        raise MessageError(StatusCode.INTERNAL, "a gzip message that is cut short")
+    return made
 
 
 def compress(message: bytes) -> bytes:

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from hybridload.errors import BrokerError
 from hybridload.goplugin.http2.workers import WorkersClosed
 from hybridload.goplugin.netrpc.client import NetRPCClient
-from hybridload.goplugin.netrpc.gob import Registry
+from hybridload.goplugin.netrpc.gob import Limits, Registry
 from hybridload.goplugin.netrpc.server import NetRPCServer, Services
 from hybridload.goplugin.pending import Pending
 from hybridload.goplugin.streams.base import Stream, StreamError
@@ -63,10 +63,12 @@ class MuxBroker:
     :param session: the streams are its; whoever owns it closes it before the broker.
     :param server: runs what is served.
     :param name: the plugin's name, for messages.
+    :param limits: what the other side may send on what is dialled or served here.
     """
 
-    def __init__(self, session: Session, server: NetRPCServer, *, name: str) -> None:
+    def __init__(self, session: Session, server: NetRPCServer, *, name: str, limits: Limits | None = None) -> None:
         self.server = server
+        self._limits = limits
         self._session = session
         self._name = name
         self._ids = itertools.count(1)
@@ -147,7 +149,9 @@ class MuxBroker:
         """
         self.expect(
             service_id,
-            lambda stream: self.server.serve(stream, services, registry, failure=failure, on_end=on_end),
+            lambda stream: self.server.serve(
+                stream, services, registry, failure=failure, limits=self._limits, on_end=on_end
+            ),
         )
 
     def dial(self, service_id: int) -> Stream:
@@ -172,7 +176,9 @@ class MuxBroker:
 
     def client(self, service_id: int, registry: Registry | None = None) -> NetRPCClient:
         """As `dial`, for a net/rpc connection. The caller closes it; closing the broker does as well."""
-        client = NetRPCClient(self.dial(service_id), registry, name=f"{self._name} id {service_id}")
+        client = NetRPCClient(
+            self.dial(service_id), registry, limits=self._limits, name=f"{self._name} id {service_id}"
+        )
         with self._changed:
             if not self._closed:
                 self._owned.add(client)

@@ -19,7 +19,7 @@ from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.netrpc import failures
 from hybridload.goplugin.netrpc.broker import MuxBroker
 from hybridload.goplugin.netrpc.client import NetRPCClient
-from hybridload.goplugin.netrpc.gob import Bool, Int, String, Uint
+from hybridload.goplugin.netrpc.gob import Bool, Int, Limits, String, Uint
 from hybridload.goplugin.netrpc.objects import MuxObjects
 from hybridload.goplugin.netrpc.rpc import Reply
 from hybridload.goplugin.netrpc.server import NetRPCServer
@@ -29,6 +29,7 @@ from hybridload.goplugin.plugins import NetRPCPlugin, Plugin
 from hybridload.goplugin.streams.base import Stream, StreamError
 from hybridload.goplugin.streams.mux import Mux
 from hybridload.handle import Methods
+from hybridload.limits import MAX_MESSAGE
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class NetRPCConnection:
     :param kinds: the plugin set of the negotiated version.
     :param call_timeout: seconds that a call may take; `None` for no limit.
     :param connect_timeout: seconds to connect in.
+    :param max_message: the largest message that is taken, in bytes.
     :raises HandshakeError: nobody answers at the address; its message continues a sentence that names the plugin.
     :raises PluginCrashed, PluginClosed: the process ended meanwhile.
     """
@@ -67,6 +69,7 @@ class NetRPCConnection:
         stderr: OutputSink,
         call_timeout: float | None,
         connect_timeout: float,
+        max_message: int = MAX_MESSAGE,
     ) -> None:
         self._kinds = kinds
         self._name = name
@@ -83,9 +86,10 @@ class NetRPCConnection:
             except (StreamError, TimeoutError) as error:
                 raise self._unanswered(where, error, deadline) from error
             self._stdio = StdioStreams(out, err, (stdout, stderr), name=name)
-            self._control = NetRPCClient(control, name=f"{name} control")
+            limits = Limits(message=max_message)
+            self._control = NetRPCClient(control, limits=limits, name=f"{name} control")
             self._server = NetRPCServer(name)
-            self._broker = MuxBroker(self._mux, self._server, name=name)
+            self._broker = MuxBroker(self._mux, self._server, name=name, limits=limits)
             self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed)
             begun.callback(self._close)
             self._detailed = self._greet(where, deadline)

@@ -13,7 +13,9 @@ import binascii
 from typing import TYPE_CHECKING, Any
 
 from hybridload.contract.exceptions import Status, decode_exception, encode_exception, message_of
-from hybridload.errors import ContractError
+from hybridload.errors import ContractError, RemoteError
+from hybridload.goplugin.message_limits import REFUSED, explained, too_large
+from hybridload.goplugin.netrpc.gob import GobTooLarge
 
 if TYPE_CHECKING:
     from hybridload.contract import Contract
@@ -45,6 +47,9 @@ def failure_of(reply: Reply, method: str, contract: Contract[Any], plugin: str, 
 
     :param method: with its service, e.g. ``"Plugin.Greet"``.
     """
+    calls = "plugin" if plugin == "host" else "host"
+    if isinstance(reply.mismatch, GobTooLarge):
+        return _refused(too_large("CLIENT", reply.mismatch.size, reply.mismatch.limit), calls, plugin)
     if reply.mismatch is not None:
         return ContractError(
             f"Plugin {plugin!r} answered {method} with another type than {contract!r} says. {reply.mismatch} "
@@ -52,7 +57,13 @@ def failure_of(reply: Reply, method: str, contract: Contract[Any], plugin: str, 
             plugin=plugin,
         )
     assert reply.error is not None
+    if reply.error.startswith(REFUSED):
+        return _refused(reply.error, calls, plugin)
     return decode_failure(reply.error, contract, plugin, detailed)
+
+
+def _refused(text: str, calls: str, plugin: str) -> RemoteError:
+    return RemoteError(explained(text, calls=calls) or text, plugin=plugin, code="RESOURCE_EXHAUSTED")
 
 
 def decode_failure(text: str, contract: Contract[Any], plugin: str, detailed: bool) -> Exception:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from hybridload.goplugin.message_limits import too_large
 from hybridload.goplugin.netrpc.gob import (
     ANYTHING,
     NEED_DATA,
@@ -26,6 +27,7 @@ from hybridload.goplugin.netrpc.gob import (
     Field,
     GobCorrupt,
     GobMismatch,
+    GobTooLarge,
     GoType,
     Limits,
     Registry,
@@ -126,7 +128,7 @@ class RpcClient:
     """
 
     def __init__(self, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
-        self._encoder = Encoder(registry, limits=limits)
+        self._encoder = Encoder(registry)
         self._request_type = _number(self._encoder.prepare(REQUEST))
         self._decoder = Decoder(registry, limits=limits)
         self._headers = _Headers()
@@ -273,7 +275,7 @@ class RpcServer:
             for service, methods in services.items()
             for method, argument_type in methods.items()
         }
-        self._encoder = Encoder(registry, limits=limits)
+        self._encoder = Encoder(registry)
         self._response_type = _number(self._encoder.prepare(RESPONSE))
         self._headers = _Headers()
         self._decoder = Decoder(registry, limits=limits)
@@ -315,6 +317,8 @@ class RpcServer:
             return Call(seq, service, method) if self._decoder.skip_value() else None
         try:
             argument = self._decoder.next_value(argument_type)
+        except GobTooLarge as large:
+            return Refusal(seq, service, method, too_large("SERVER", large.size, large.limit))
         except GobMismatch as mismatch:
             return Refusal(seq, service, method, str(mismatch))
         return None if argument is NEED_DATA else Call(seq, service, method, argument)

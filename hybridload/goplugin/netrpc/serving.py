@@ -24,7 +24,7 @@ from hybridload.goplugin.http2.workers import WorkersClosed
 from hybridload.goplugin.line import HandshakeLine
 from hybridload.goplugin.netrpc import failures
 from hybridload.goplugin.netrpc.broker import MuxBroker
-from hybridload.goplugin.netrpc.gob import Bool, Int, Registry, String, Uint
+from hybridload.goplugin.netrpc.gob import Bool, Int, Limits, Registry, String, Uint
 from hybridload.goplugin.netrpc.objects import MuxObjects
 from hybridload.goplugin.netrpc.plugin_service import plugin_service
 from hybridload.goplugin.netrpc.rpc import EMPTY, Reply
@@ -50,6 +50,7 @@ class NetRPCServing:
     def __init__(self, served: Mapping[str, Served], around: Surroundings) -> None:
         self.served = served
         self.around = around
+        self.limits = Limits(message=around.options.max_message)
         self._stack = stack = ExitStack()
         self._lock = threading.Lock()
         self._sessions: set[HostSession] = set()
@@ -148,12 +149,14 @@ class HostSession:
         with self._lock:
             if self._closed:
                 return
-            self._broker = broker = MuxBroker(self._mux, self._serving.server, name="plugin")
+            self._broker = broker = MuxBroker(
+                self._mux, self._serving.server, name="plugin", limits=self._serving.limits
+            )
             self._objects = MuxObjects(
                 broker, self._serving.loop, lambda contract: HostCalls(contract, self._is_detailed), self._is_detailed
             )
             self._delivery = Delivery(self._serving.around.output, stdout, stderr)
-        self._serving.server.serve(control, self._services(broker), on_end=self._hung_up)
+        self._serving.server.serve(control, self._services(broker), limits=self._serving.limits, on_end=self._hung_up)
 
     def close(self) -> None:
         """End the session and its threads. Safe to call twice, but not from a thread of the broker's."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridload.goplugin.http2.header_blocks import BlockDecoder, encode, named
-from hybridload.goplugin.http2.messages import MessageError, MessageReader, compress
+from hybridload.goplugin.http2.messages import MessageError, MessageReader, compress, plain
 from hybridload.goplugin.http2.metadata import (
     decode_message,
     decode_metadata,
@@ -45,22 +46,28 @@ def test_a_reader_knows_what_is_missing() -> None:
 
 
 def test_a_message_beyond_the_limit_is_refused_before_it_arrives() -> None:
-    with pytest.raises(MessageError, match="1001 bytes"):
+    with pytest.raises(MessageError, match=r"\(1001 vs\. 1000\)"):
         MessageReader(1000).feed(framed(bytes(1001))[:5])
 
 
 def test_gzip_is_read() -> None:
     reader = MessageReader(None)
     reader.encoding = "gzip"
-    assert reader.feed(framed(gzip.compress(b"hello" * 100), 1) + framed(b"plain")) == [b"hello" * 100, b"plain"]
-    assert reader.feed(framed(compress(b""), 1)) == [b""]
+    messages = reader.feed(framed(gzip.compress(b"hello" * 100), 1) + framed(b"plain") + framed(compress(b""), 1))
+    assert [plain(message, None) for message in messages] == [b"hello" * 100, b"plain", b""]
 
 
 def test_a_gzip_bomb_is_not_unpacked() -> None:
     reader = MessageReader(100_000)
     reader.encoding = "gzip"
-    with pytest.raises(MessageError) as caught:
-        reader.feed(framed(gzip.compress(bytes(50_000_000)), 1))
+    [bomb] = reader.feed(framed(gzip.compress(bytes(50_000_000)), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageError, match=r"over 100000 vs\. 100000") as caught:
+            plain(bomb, 100_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
     assert caught.value.status.code is StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -71,7 +78,7 @@ def test_what_cannot_be_unpacked_is_refused(encoding: str, data: bytes) -> None:
     reader = MessageReader(None)
     reader.encoding = encoding
     with pytest.raises(MessageError):
-        reader.feed(framed(data, 1))
+        plain(*reader.feed(framed(data, 1)), None)
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",))))

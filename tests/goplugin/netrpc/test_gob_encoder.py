@@ -25,7 +25,6 @@ from hybridload.goplugin.netrpc.gob import (
     GobValue,
     Int,
     Interface,
-    Limits,
     Map,
     Pointer,
     Registered,
@@ -35,6 +34,7 @@ from hybridload.goplugin.netrpc.gob import (
     Struct,
     Time,
     Uint,
+    encoder,
     from_hint,
 )
 
@@ -185,9 +185,10 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         Encoder().encode(endless, Interface())
 
 
-def test_a_message_over_the_limit_is_refused() -> None:
+def test_a_message_that_nobody_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "LARGEST_MESSAGE", 10)
     with pytest.raises(GobError, match="over the limit of 10"):
-        Encoder(limits=Limits(message=10)).encode("x" * 10, STRING)
+        Encoder().encode("x" * 10, STRING)
 
 
 def test_one_go_type_has_one_number_however_often_it_is_described() -> None:

@@ -121,7 +121,7 @@ def refused(stream: bytes, match: str, limits: Limits | None = None, memory: int
 @pytest.mark.parametrize(
     ("stream", "match"),
     [
-        (uint(HUGE), r"Limits\.message"),
+        (uint(HUGE), "over the limit"),
         (b"\xf0" + bytes(16), "longer than eight bytes"),
         (b"\x80" + bytes(200), "longer than eight bytes"),
         (message(integer(STRING), b"\0", uint(HUGE)), "announced"),
@@ -199,6 +199,15 @@ def test_a_type_of_itself_ends_at_the_depth_limit(definition: bytes) -> None:
     shallow.feed(message(definition) + message(integer(64), lead, b"\1" * 20))
     with pytest.raises(GobCorrupt, match="ends in the middle"):
         shallow.next_value()
+
+
+def test_a_value_in_several_messages_has_one_limit() -> None:
+    """A type that is defined inside an interface ends the message, and the value goes on in the next one."""
+    value = SAMPLES[1]
+    decoder = Decoder(limits=Limits(message=200))
+    decoder.feed(value)
+    exhaust(decoder)
+    refused(value, "in several messages", limits=Limits(message=100))
 
 
 def test_interfaces_that_nest_too_deeply_are_refused() -> None:

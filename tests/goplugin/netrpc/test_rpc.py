@@ -19,6 +19,7 @@ from hybridload.goplugin.netrpc.gob import (
     GobCorrupt,
     GobError,
     GobMismatch,
+    GobTooLarge,
     GobValue,
     Limits,
     Registry,
@@ -269,12 +270,35 @@ def test_a_call_in_single_bytes_is_the_same_call() -> None:
 
 
 def test_limits_hold_on_both_sides() -> None:
+    """What is too large costs its own call: it is refused when its length is read, and none of it is kept."""
     limits = Limits(message=100)
     client, server = RpcClient(limits=limits), RpcServer({"A": {"B": STRING}}, limits=limits)
-    with pytest.raises(GobError, match="over the limit"):
-        client.call("A.B", "x" * 200, STRING)
-    _, data = RpcClient().call("A.B", "x" * 200, STRING)
-    with pytest.raises(GobCorrupt, match=r"Limits\.message"):
+    _, large = client.call("A.B", "x" * 200, STRING)
+    _, small = client.call("A.B", "x", STRING, STRING)
+    received = [each for byte in large + small for each in server.receive(bytes((byte,)))]
+    refused = "SERVER: Received message larger than max_message (204 vs. 100)"
+    assert received == [Refusal(0, "A", "B", refused), Call(1, "A", "B", "x")]
+    assert list(client.receive(server.error(received[0], refused))) == [Reply(0, error=refused)]
+    large = server.reply(received[1], "y" * 1000, STRING)
+    _, data = client.call("A.B", "z", STRING, STRING)
+    [call] = server.receive(data)
+    small = server.reply(call, "z", STRING)
+    first, second = (reply for byte in large + small for reply in client.receive(bytes((byte,))))
+    assert isinstance(first.mismatch, GobTooLarge)
+    assert (first.mismatch.size, first.mismatch.limit) == (1005, 100)
+    assert second == Reply(2, "z")
+
+
+def test_a_length_that_nobody_could_send_ends_the_connection() -> None:
+    client = RpcClient(limits=Limits(message=100))
+    with pytest.raises(GobCorrupt, match="over the limit"):
+        list(client.receive(b"\xfb\x01\x00\x00\x00\x01"))
+
+
+def test_a_header_that_is_too_large_ends_the_connection() -> None:
+    client, server = RpcClient(), RpcServer({}, limits=Limits(message=100))
+    _, data = client.call("A." + "B" * 200, None, ANY)
+    with pytest.raises(GobCorrupt, match="max"):
         list(server.receive(data))
 
 

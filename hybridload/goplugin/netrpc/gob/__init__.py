@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hybridload.goplugin.netrpc.gob.decoder import NEED_DATA, Decoder, NeedData
 from hybridload.goplugin.netrpc.gob.encoder import Encoder
-from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobError, GobMismatch
+from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobError, GobMismatch, GobTooLarge
 from hybridload.goplugin.netrpc.gob.hints import from_hint
 from hybridload.goplugin.netrpc.gob.names import Registry
 from hybridload.goplugin.netrpc.gob.types import (
@@ -60,6 +60,7 @@ __all__ = [
     "GobData",
     "GobError",
     "GobMismatch",
+    "GobTooLarge",
     "GobValue",
     "Int",
     "Interface",

@@ -17,7 +17,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any, Final, TypeVar
 
 from hybridload.goplugin.netrpc.gob import wire
-from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobMismatch, Misfit
+from hybridload.goplugin.netrpc.gob.errors import GobCorrupt, GobMismatch, GobTooLarge, Misfit
 from hybridload.goplugin.netrpc.gob.frames import Frames
 from hybridload.goplugin.netrpc.gob.names import Registry
 from hybridload.goplugin.netrpc.gob.readers import Read, Readers
@@ -101,7 +101,7 @@ class Decoder:
         """The next value, or `NEED_DATA`.
 
         :param receiver: the type that is expected; `Interface()`, the default, takes any and makes plain Python of it.
-        :raises GobMismatch: when the value is of another type; it is skipped.
+        :raises GobMismatch: when the value is of another type, or larger than the limit (`GobTooLarge`); it is skipped.
         :raises GobCorrupt: when the stream is broken; it cannot be read on.
         """
         try:
@@ -139,7 +139,7 @@ class Decoder:
             return None
         try:
             message = self._frames.next_message()
-        except GobCorrupt as error:
+        except (GobCorrupt, GobTooLarge) as error:
             raise self._broken(error) from None
         if message is None:
             return None
@@ -165,6 +165,8 @@ class Decoder:
                 return True
             self._skipping = False  # It is still the value at hand, and the next call may want it after all.
             return False
+        except GobTooLarge:
+            return True
         except _BREAKS as error:
             raise self._broken(error) from None
 
@@ -220,6 +222,8 @@ class Decoder:
             error = GobCorrupt(
                 "A value nests deeper than Python's stack: lower Limits.depth, or raise the stack's limit."
             )
+        elif isinstance(error, GobTooLarge):
+            error = GobCorrupt(f"Not where a value may be so large: {error}.")
         assert isinstance(error, GobCorrupt)
         self._failure = error
         return error
@@ -252,7 +256,13 @@ class Decoder:
     def _advance(self) -> bool:
         """Put the cursor on the value's next message."""
         if self._message_number + 1 == len(self._messages):
-            message = self._frames.next_message()
+            before = sum(map(len, self._messages))
+            try:
+                message = self._frames.next_message(before)
+            except GobTooLarge as error:
+                # Where the value ends, nobody knows.
+                size = before + error.size
+                raise GobCorrupt(f"A value of {size} bytes in several messages is over max_message.") from error
             if message is None:
                 return False
             self._messages.append(message)

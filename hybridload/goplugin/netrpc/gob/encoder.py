@@ -36,7 +36,14 @@ from hybridload.goplugin.netrpc.gob.types import (
     Uint,
     describe,
 )
-from hybridload.goplugin.netrpc.gob.wire import DEFINITION, FIRST_USER_ID, LONGEST_NAME, Limits, put_bytes, put_int
+from hybridload.goplugin.netrpc.gob.wire import (
+    DEFINITION,
+    FIRST_USER_ID,
+    LARGEST_MESSAGE,
+    LONGEST_NAME,
+    put_bytes,
+    put_int,
+)
 from hybridload.goplugin.netrpc.gob.writers import Write, Writers
 
 _SMALL_COUNTS: Final = tuple(bytes((count,)) for count in range(128))
@@ -74,11 +81,9 @@ class Encoder:
     """The sending end of one gob stream. Not thread-safe: what it returns must go out in the order of the calls.
 
     :param registry: names of the types that may travel inside interfaces; by default none but Go's own.
-    :param limits: only `message` counts.
     """
 
-    def __init__(self, registry: Registry | None = None, *, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    def __init__(self, registry: Registry | None = None) -> None:
         self._registry = registry or Registry()
         self._writers = Writers(self._put_interface)
         self._free_ids = itertools.count(FIRST_USER_ID)
@@ -120,8 +125,8 @@ class Encoder:
             raise GobError(f"The value cannot be sent as {describe(go_type)}: {misfit}.") from misfit.__cause__
         except RecursionError:
             raise GobError("The value nests too deeply to be sent: does it contain itself?") from None
-        if len(body) > self._limits.message:
-            raise GobError(f"A message of {len(body)} bytes is over the limit of {self._limits.message}.")
+        if len(body) > LARGEST_MESSAGE:
+            raise GobError(f"A message of {len(body)} bytes is over the limit of {LARGEST_MESSAGE}.")
         return body, needed
 
     def _messages(self, encoded: list[tuple[bytearray, list[_Plan]]]) -> bytes:

@@ -21,6 +21,19 @@ class GobMismatch(GobError):
     """A value arrived, but it is not what the receiver asked for. It was skipped; the stream goes on after it."""
 
 
+class GobTooLarge(GobMismatch):
+    """A value arrived that is larger than the receiver takes. It is passed over as it comes, and none of it is kept.
+
+    :param size: of its message, in bytes.
+    :param limit: what the receiver takes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"Received message larger than max ({size} vs. {limit})")
+        self.size = size
+        self.limit = limit
+
+
 class Misfit(Exception):
     """A value or a type does not fit; `within` adds the way to it from the outside."""
 

@@ -19,8 +19,11 @@ from typing import Any, Final, TypeAlias
 
 from hybridload.goplugin.netrpc.gob.errors import GobCorrupt
 from hybridload.goplugin.netrpc.gob.types import Field, Form, Int, Pointer, Slice, String, Struct
+from hybridload.limits import MAX_MESSAGE
 
 FIRST_USER_ID: Final = 64
+LARGEST_MESSAGE: Final = 1 << 32
+"""Bytes in a message that is sent, or worth passing over; Go takes twice as much, and gRPC as much as this."""
 LONGEST_NAME: Final = 1024
 """Bytes in a registered name; Go refuses more."""
 
@@ -29,14 +32,14 @@ LONGEST_NAME: Final = 1024
 class Limits:
     """What one stream may ask of this process. What is over a limit is a `GobCorrupt`, or a `GobError` when sending.
 
-    :param message: bytes in one message.
+    :param message: bytes in the messages of one value that is received. A larger one is a `GobTooLarge`.
     :param depth: how deep values and types may nest; each level takes up to four of Python's own stack frames.
     :param elements: elements of slices, arrays and maps, and fields filled in for the sender, in one value.
     :param types: types defined by one stream.
     :param definitions: bytes in all type definitions of one stream.
     """
 
-    message: int = 1 << 30
+    message: int = MAX_MESSAGE
     depth: int = 200
     elements: int = 1 << 24
     types: int = 10_000
