@@ -43,7 +43,9 @@ def probe_plugin(
     kind: Annotated[
         list[str] | None, typer.Option("--kind", help="Over net/rpc: see whether it dispenses this. May be repeated.")
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds for the start, and for a call.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Seconds for the start, and as many for all answers, or for the call.")
+    ] = 30.0,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -77,7 +79,7 @@ def probe_plugin(
             raise _ask_for_cookie(error, cookie) from error
         try:
             if call is None:
-                _print_report(results, probe.report(), json)
+                _print_report(results, probe.report(timeout), json)
             else:
                 _print_responses(results, probe, call, request, timeout, json)
         finally:
@@ -157,7 +159,8 @@ def _service_lines(report: ProbeReport) -> Iterator[str]:
 
 
 def _service(service: ServiceReport) -> Iterator[str]:
-    yield f"service {service.name}" + ("" if service.described else " (not described)")
+    reason = "not described" if service.problem is None else service.problem
+    yield f"service {service.name}" + ("" if service.described else f" ({reason})")
     for method in service.methods:
         request = "stream " * (method.kind in ("client stream", "bidirectional stream")) + method.request
         response = "stream " * (method.kind in ("server stream", "bidirectional stream")) + method.response

@@ -432,15 +432,16 @@ class Client:
         lacks: bool = self._connected().lacks_stdio()
         return lacks
 
-    def offers(self, kind: str) -> bool | None:
+    def offers(self, kind: str, timeout: float = 60.0) -> bool | None:
         """Whether the plugin can dispense a kind, be it in the plugin set or not; `None` where only a call would tell,
         which is so over gRPC.
 
+        :param timeout: seconds that it may take to say so.
         :raises PluginClosed: it does not run.
         """
         if self.protocol == "grpc":
             return None
-        has: bool = self._connected().offers(kind)
+        has: bool = self._connected().offers(kind, timeout)
         return has
 
     @property

@@ -13,7 +13,9 @@ plugin.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from hybridload.goplugin.grpc.reflection_client import ReflectionClient
 
 _TIMEOUT = 10.0
+_ALTOGETHER = 60.0
 _PROTOCOL_PACKAGES = ("plugin.", "grpc.health.", "grpc.reflection.")
 _BROKER, _STDIO, _CONTROLLER = "plugin.GRPCBroker", "plugin.GRPCStdio", "plugin.GRPCController"
 
@@ -60,12 +63,14 @@ class ServiceReport:
 
     :param protocol: whether it is go-plugin's or gRPC's own, and not what the plugin is there for.
     :param described: whether its methods are known.
+    :param problem: why not, where the plugin's reflection describes it in a way that cannot be used.
     """
 
     name: str
     protocol: bool
     described: bool
     methods: tuple[MethodReport, ...] = ()
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +155,7 @@ class Probe:
         self._described = {} if proto is None else _services_of(Path(proto))
         self._refusal: str | None = None
         self._reflection: ReflectionClient | None = None
+        self._deadline = math.inf
         self._client: Client = self._new_client(auto_mtls)
 
     def __enter__(self) -> Probe:
@@ -176,11 +182,13 @@ class Probe:
         """End the plugin. Safe to call twice."""
         self._client.kill()
 
-    def report(self) -> ProbeReport:
+    def report(self, timeout: float = _ALTOGETHER) -> ProbeReport:
         """Ask the plugin for everything. May end it, so it comes last.
 
-        :raises PluginError: it does not answer.
+        :param timeout: seconds for all answers.
+        :raises PluginError: it does not answer; `CallTimeout` when not in time.
         """
+        self._deadline = time.monotonic() + timeout
         client, announced = self._client, self._client.announced
         assert announced is not None
         facts: dict[str, Any] = {
@@ -203,11 +211,13 @@ class Probe:
 
         :param method: ``"package.Service/Method"``.
         :param data: the request as JSON has it; a list of requests where the method takes a stream.
-        :param timeout: seconds, for a method that does not stream.
+        :param timeout: seconds, for a stream from its start to its end; `None` for no limit.
         :returns: the responses as JSON has them, with fields that are not set.
         :raises ConfigError: there is no such method, or the data do not fit its request.
         :raises RemoteError: the call fails, or the plugin tells nothing of its services.
+        :raises CallTimeout: it took longer.
         """
+        self._deadline = time.monotonic() + (_ALTOGETHER if timeout is None else timeout)
         announced = self._client.announced
         if announced is not None and announced.protocol != "grpc":
             raise RemoteError(
@@ -216,7 +226,7 @@ class Probe:
             )
         found = self._method(method)
         requests = self._requests(found, data)
-        yield from self._call(found, requests, timeout)
+        yield from self._call(found, requests, None if timeout is None else self._left(timeout))
 
     # -- starting
 
@@ -243,6 +253,10 @@ class Probe:
 
     # -- asking
 
+    def _left(self, most: float = _TIMEOUT) -> float:
+        """Seconds that the next question may take."""
+        return max(0.0, min(most, self._deadline - time.monotonic()))
+
     def _ask_grpc(self) -> dict[str, Any]:
         health = self._ask_health()
         reflection = self._reflected().versions()
@@ -252,7 +266,11 @@ class Probe:
             has = {name: name in services for name in (_BROKER, _STDIO, _CONTROLLER)}
         else:
             has = {_BROKER: self._has_broker(), _STDIO: self._has_stdio(), _CONTROLLER: self._has_controller()}
-        own = [service for name, service in services.items() if service is not None and not _is_protocols(name)]
+        own = [
+            service
+            for name, service in services.items()
+            if service is not None and not isinstance(service, str) and not _is_protocols(name)
+        ]
         return {
             "health": health,
             "broker": has[_BROKER],
@@ -265,8 +283,8 @@ class Probe:
 
     def _ask_netrpc(self) -> dict[str, Any]:
         """Nothing lists what a net/rpc plugin has. Every one has the mux broker and streams its output."""
-        self._client.ping(_TIMEOUT)
-        kinds = {kind: bool(self._client.offers(kind)) for kind in self._kinds}
+        self._client.ping(self._left())
+        kinds = {kind: bool(self._client.offers(kind, self._left())) for kind in self._kinds}
         return {"health": "answers", "broker": True, "stdio": True, "controller": True, "kinds": kinds}
 
     def _ask_health(self) -> str:
@@ -278,12 +296,13 @@ class Probe:
             response_deserializer=messages.HealthCheckResponse.FromString,
         )
         try:
-            answer = check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=_TIMEOUT)
+            timeout = self._left()
+            answer = check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
         except self._client.rpc_error as error:
             code = _code(error)
             if code in ("UNIMPLEMENTED", "NOT_FOUND"):
                 return "none" if code == "UNIMPLEMENTED" else f"nothing known of {messages.HEALTH_SERVICE!r}"
-            raise self._client.explain(error, _TIMEOUT) from error
+            raise self._client.explain(error, timeout) from error
         names = messages.HealthCheckResponse.DESCRIPTOR.fields_by_name["status"].enum_type.values_by_number
         return str(names[answer.status].name) if answer.status in names else str(answer.status)
 
@@ -293,13 +312,19 @@ class Probe:
         if self._reflection is None:
             client = self._client
             self._reflection = ReflectionClient(client.channel, client.rpc_error, plugin=client.name, timeout=_TIMEOUT)
+        self._reflection.deadline = self._deadline
         return self._reflection
 
-    def _describe(self, name: str) -> ServiceDescriptor | None:
+    def _describe(self, name: str) -> ServiceDescriptor | str | None:
+        """A service; `None` where it is not described, and what is wrong where it is not described as it should be."""
+        from hybridload.goplugin.grpc.reflection_client import BadReflection
+
         if name in self._described:
             return self._described[name]
         try:
             return self._reflected().service(name)
+        except BadReflection as error:
+            return str(error)
         except RemoteError as error:
             if error.code in ("NOT_FOUND", "UNIMPLEMENTED"):
                 return None
@@ -317,7 +342,7 @@ class Probe:
             response_deserializer=messages.ConnInfo.FromString,
         )
         try:
-            for _ in call(iter(()), timeout=_TIMEOUT):
+            for _ in call(iter(()), timeout=self._left()):
                 break
         except self._client.rpc_error as error:
             return _code(error) != "UNIMPLEMENTED"
@@ -332,7 +357,7 @@ class Probe:
             response_deserializer=messages.Empty.FromString,
         )
         try:
-            shutdown(messages.Empty(), timeout=_TIMEOUT)
+            shutdown(messages.Empty(), timeout=self._left())
         except self._client.rpc_error as error:
             return _code(error) != "UNIMPLEMENTED"
         return True
@@ -377,7 +402,6 @@ class Probe:
             raise ConfigError(f"The data do not fit {method.input_type.full_name}: {error}") from error
 
     def _call(self, method: MethodDescriptor, requests: list[Any], timeout: float | None) -> Iterator[dict[str, Any]]:
-        from google.protobuf import json_format
         from google.protobuf.message_factory import GetMessageClass
 
         streams = "stream" if method.client_streaming else "unary", "stream" if method.server_streaming else "unary"
@@ -388,18 +412,28 @@ class Probe:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
-        limit = None if "stream" in streams else timeout
         try:
-            answer = call(iter(requests) if method.client_streaming else requests[0], timeout=limit)
+            answer = call(iter(requests) if method.client_streaming else requests[0], timeout=timeout)
             for response in answer if method.server_streaming else (answer,):
-                yield json_format.MessageToDict(
-                    response,
-                    preserving_proto_field_name=True,
-                    always_print_fields_with_no_presence=True,
-                    descriptor_pool=method.output_type.file.pool,
-                )
+                yield self._shown(response, method)
         except self._client.rpc_error as error:
-            raise _with_code(self._client.explain(error, limit)) from error
+            raise _with_code(self._client.explain(error, timeout)) from error
+
+    def _shown(self, response: Any, method: MethodDescriptor) -> dict[str, Any]:
+        from google.protobuf import json_format
+
+        try:
+            return json_format.MessageToDict(
+                response,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+                descriptor_pool=method.output_type.file.pool,
+            )
+        except (json_format.Error, TypeError, ValueError) as error:
+            raise RemoteError(
+                f"Plugin {self._client.name!r} answered {method.full_name} with what JSON cannot hold: {error}.",
+                plugin=self._client.name,
+            ) from error
 
 
 def _with_code(error: Exception) -> Exception:
@@ -433,9 +467,9 @@ def _services_of(path: Path) -> dict[str, ServiceDescriptor]:
     return {name: pool.FindServiceByName(name) for name in names}
 
 
-def _service_report(name: str, service: ServiceDescriptor | None) -> ServiceReport:
-    if service is None:
-        return ServiceReport(name, _is_protocols(name), described=False)
+def _service_report(name: str, service: ServiceDescriptor | str | None) -> ServiceReport:
+    if service is None or isinstance(service, str):
+        return ServiceReport(name, _is_protocols(name), described=False, problem=service)
     return ServiceReport(name, _is_protocols(name), True, tuple(_method_report(method) for method in service.methods))
 
 
@@ -474,25 +508,37 @@ def _messages_of(services: Sequence[ServiceDescriptor]) -> dict[str, dict[str, s
 
 
 def _message_inside(field: FieldDescriptor) -> Descriptor | None:
+    inside: Descriptor | None = field.message_type
+    if (entry := _map_entry(field)) is not None:
+        inside = entry[1].message_type
+    return inside
+
+
+def _map_entry(field: Any) -> tuple[Any, Any] | None:
+    """The key and value of a map."""
     message = field.message_type
-    if message is not None and message.GetOptions().map_entry:
-        inside: Descriptor | None = message.fields_by_name["value"].message_type
-        return inside
-    return message
+    if message is None or not message.GetOptions().map_entry:
+        return None
+    key, value = message.fields_by_name.get("key"), message.fields_by_name.get("value")
+    return None if key is None or value is None else (key, value)
 
 
 def _type_of(field: Any) -> str:
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto
-
-    message = field.message_type
-    if message is not None and message.GetOptions().map_entry:
-        key, value = message.fields_by_name["key"], message.fields_by_name["value"]
-        return f"map<{_type_of(key)}, {_type_of(value)}>"
-    named = message or field.enum_type
-    name = named.full_name if named is not None else FieldDescriptorProto.Type.Name(field.type)[5:].lower()
+    if (entry := _map_entry(field)) is not None:
+        return f"map<{_plain_type_of(entry[0])}, {_plain_type_of(entry[1])}>"
+    name = _plain_type_of(field)
     # protobuf 6 has the former, and 7 no longer the latter.
     repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED
     return f"repeated {name}" if repeated else name
+
+
+def _plain_type_of(field: Any) -> str:
+    from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+
+    named = field.message_type or field.enum_type
+    name: str
+    name = named.full_name if named is not None else FieldDescriptorProto.Type.Name(field.type)[5:].lower()
+    return name
 
 
 def _describe_certificate(der: bytes) -> str:

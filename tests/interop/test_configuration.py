@@ -106,7 +106,7 @@ def test_sockets_are_in_the_folder_and_of_the_group_that_the_host_gives(
 
 
 @pytest.mark.parametrize("engine", ["direct", "grpcio"])
-def test_messages_have_no_limit_unless_one_is_set(new: Callable[..., Client], engine: str) -> None:
+def test_messages_have_the_limit_that_is_set(new: Callable[..., Client], engine: str) -> None:
     size = 20 * MIB
     client = new(env={"TORTURE_MAX_MESSAGE": "unlimited"}, engine=engine)
     client.start()

@@ -119,13 +119,13 @@ class NetRPCConnection:
             plugin=self._name,
         )
 
-    def offers(self, kind: str) -> bool:
+    def offers(self, kind: str, timeout: float) -> bool:
         """Whether the plugin has a kind, be it in the plugin set or not. The plugin makes an object for it.
 
         :raises PluginCrashed, PluginClosed, CallTimeout: it does not answer.
         """
         try:
-            self._dispensed(kind)
+            self._dispensed(kind, timeout)
         except RemoteError:
             return False
         return True
@@ -191,8 +191,8 @@ class NetRPCConnection:
 
     # Calls of the protocol's own
 
-    def _dispensed(self, kind: str) -> int:
-        service_id: int = self._ask("Dispenser.Dispense", kind, String(), Uint(32), _DISPENSE)
+    def _dispensed(self, kind: str, timeout: float = _DISPENSE) -> int:
+        service_id: int = self._ask("Dispenser.Dispense", kind, String(), Uint(32), timeout)
         return service_id
 
     def _ask(self, method: str, argument: Any, argument_type: Any, reply_type: Any, timeout: float) -> Any:
