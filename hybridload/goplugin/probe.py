@@ -508,37 +508,25 @@ def _messages_of(services: Sequence[ServiceDescriptor]) -> dict[str, dict[str, s
 
 
 def _message_inside(field: FieldDescriptor) -> Descriptor | None:
-    inside: Descriptor | None = field.message_type
-    if (entry := _map_entry(field)) is not None:
-        inside = entry[1].message_type
-    return inside
-
-
-def _map_entry(field: Any) -> tuple[Any, Any] | None:
-    """The key and value of a map."""
     message = field.message_type
-    if message is None or not message.GetOptions().map_entry:
-        return None
-    key, value = message.fields_by_name.get("key"), message.fields_by_name.get("value")
-    return None if key is None or value is None else (key, value)
+    if message is not None and message.GetOptions().map_entry:
+        inside: Descriptor | None = message.fields_by_name["value"].message_type
+        return inside
+    return message
 
 
 def _type_of(field: Any) -> str:
-    if (entry := _map_entry(field)) is not None:
-        return f"map<{_plain_type_of(entry[0])}, {_plain_type_of(entry[1])}>"
-    name = _plain_type_of(field)
+    from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+
+    message = field.message_type
+    if message is not None and message.GetOptions().map_entry:
+        key, value = message.fields_by_name["key"], message.fields_by_name["value"]
+        return f"map<{_type_of(key)}, {_type_of(value)}>"
+    named = message or field.enum_type
+    name = named.full_name if named is not None else FieldDescriptorProto.Type.Name(field.type)[5:].lower()
     # protobuf 6 has the former, and 7 no longer the latter.
     repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED
     return f"repeated {name}" if repeated else name
-
-
-def _plain_type_of(field: Any) -> str:
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto
-
-    named = field.message_type or field.enum_type
-    name: str
-    name = named.full_name if named is not None else FieldDescriptorProto.Type.Name(field.type)[5:].lower()
-    return name
 
 
 def _describe_certificate(der: bytes) -> str:

@@ -139,8 +139,8 @@ class ReflectionClient:
                     needed.update(file.dependency)
             except (DecodeError, UnicodeDecodeError) as error:
                 raise self._bad(f"it answers with what is no file descriptor: {error}") from error
-            if len(files) + len(needed) > _MOST_FILES:
-                raise self._bad(f"it answers with files that need more than {_MOST_FILES} others")
+        if len(files.keys() | needed) > _MOST_FILES:
+            raise self._bad(f"it answers with files that need more than {_MOST_FILES} others")
         return needed
 
     def _bad(self, what: str) -> BadReflection:
