@@ -1,7 +1,7 @@
 """Every exception that a user of hybridload can meet.
 
 All of them are `PluginError`. Each message says what happened, to which plugin, and what to do next; what a program
-may want to act on is an attribute.
+may want to act on is an attribute. Control characters in a text of the plugin are escaped, as it may be printed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 from collections.abc import Sequence
 from typing import Any
 
+from hybridload.control_characters import escape_controls
 from hybridload.frozen import frozen
 
 
@@ -21,7 +22,7 @@ class PluginError(Exception):
     """
 
     def __init__(self, message: str, *, plugin: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(escape_controls(message))
         self.plugin = plugin
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,7 +64,7 @@ class ProcessError(PluginError):
     ) -> None:
         super().__init__(message, plugin=plugin)
         self.returncode = returncode
-        self.stderr = tuple(stderr)
+        self.stderr = tuple(map(escape_controls, stderr))
 
 
 class HandshakeError(ProcessError):
@@ -167,8 +168,8 @@ class RemoteError(PluginError):
         code: str = "",
     ) -> None:
         super().__init__(message, plugin=plugin)
-        self.type_name = type_name
-        self.remote_traceback = remote_traceback
+        self.type_name = escape_controls(type_name)
+        self.remote_traceback = escape_controls(remote_traceback)
         self.code = code
 
 

@@ -12,6 +12,10 @@ Rules:
   would speak of another plugin.
 - A class's own `__init__` is not called: the instance is made by the builtin class at its root, with the arguments that
   its `args` had, and then gets the attributes. So a constructor with other parameters can neither fail nor act twice.
+- What is received may be made up, and CPython trusts what an exception holds: positions are not compared with the text
+  that they point into, and carets are drawn as far as they say. So each root has its rule of what its arguments may be
+  (`_SUITS`), an attribute may not hide what the class itself has, and size, depth and number have limits. What does not
+  keep to them is a `RemoteError` with the text.
 - An argument that is no scalar (str, bytes, int, float, bool, None, or a tuple of them) arrives as its `repr`; an
   attribute that is none stays behind.
 - The chain of `__cause__` ends in a `RemoteError` that holds the remote traceback.
@@ -25,10 +29,11 @@ import builtins
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hybridload.control_characters import escape_controls
 from hybridload.errors import PluginError, RemoteError
 from hybridload.frozen import frozen
 
@@ -44,6 +49,13 @@ _TEXT_LIMIT = 400
 _CHAIN_LIMIT = 8
 _UNICODE_WINDOW = 64
 _INT_BYTES = 64
+
+_RECEIVED_LIMIT = 4 * LIMIT
+"""Bytes of details that are looked at: other implementations may send more than we do, but not without end."""
+_DEEPEST = 32
+_MOST_EXCEPTIONS = 500
+_FARTHEST_COLUMN = 10_000
+_LAST_LINE = 2**31 - 1
 
 CODES: Mapping[str, int] = MappingProxyType(
     {
@@ -83,7 +95,9 @@ _CODE_OF: tuple[tuple[type[BaseException], str], ...] = (
     (GeneratorExit, "CANCELLED"),
     (KeyboardInterrupt, "CANCELLED"),
 )
-_SLOTTED = {ImportError: ("name", "path"), NameError: ("name",), AttributeError: ("name",)}
+# Without NameError's name: Python's traceback asks the `self` of the frame that caught it for an attribute of that
+# name, and suggests names of that frame, none of which has to do with the plugin.
+_SLOTTED: Mapping[type[Exception], tuple[str, ...]] = {ImportError: ("name", "path"), AttributeError: ("name",)}
 _OSERROR = ("errno", "strerror", "filename", "filename2")
 _TYPE = "type.googleapis.com/hybridload.v1.RemoteException"
 
@@ -110,7 +124,7 @@ def encode_exception(exc: BaseException, contract: Contract[Any]) -> Status:
     """
     code = status_code(exc)
     message = _cut(message_of(exc), MESSAGE_LIMIT)
-    if isinstance(exc, RemoteError) and exc.code:
+    if isinstance(exc, RemoteError) and exc.code in CODES and exc.code != "OK":
         code = exc.code
     budget = LIMIT - _percent_encoded(message)
     try:
@@ -142,15 +156,16 @@ def decode_exception(
     :returns: the exception; its chain of causes ends in a `RemoteError`.
     """
     data = _received(status)
+    code = status.code if status.code in CODES else "UNKNOWN"
     if data is None:
-        return RemoteError(status.message, plugin=plugin, code=status.code)
-    rebuilding = _Rebuilding(contract, plugin, status.code)
+        return RemoteError(status.message, plugin=plugin, code=code)
+    rebuilding = _Rebuilding(contract, plugin, code)
     remote = rebuilding.remote_error(data)
     rebuilt = rebuilding.rebuild(data)
     if rebuilt is None:
         remote.__cause__ = rebuilding.cause(data, None)
         return remote
-    rebuilt.__cause__ = rebuilding.cause(data, remote)
+    _set(rebuilt, "__cause__", rebuilding.cause(data, remote))
     if stream and isinstance(rebuilt, (StopIteration, StopAsyncIteration)):
         error = RuntimeError(f"the stream raised {type(rebuilt).__name__}")
         error.__cause__ = rebuilt
@@ -164,6 +179,7 @@ def decode_exception(
 def _details(exc: BaseException, code: int, message: str, room: int) -> bytes:
     """Serialize with less and less beside the exception itself, until it fits into `room` bytes."""
     messages = _messages()
+    text = _traceback_text(exc)
     for with_attributes, chain, trace in (
         (True, _CHAIN_LIMIT, 2500),
         (True, 3, 1500),
@@ -174,7 +190,6 @@ def _details(exc: BaseException, code: int, message: str, room: int) -> bytes:
         for limit in (4 * _TEXT_LIMIT, 2 * _TEXT_LIMIT, _TEXT_LIMIT, 100):
             data = messages["RemoteException"]()
             _describe(data, exc, with_attributes, chain, limit)
-            text = _traceback_text(exc)
             used = len(data.SerializeToString()) + len(message) + 200
             data.traceback = _cut_middle(text, min(max(trace, room - used), max(0, room - used)) if trace else 0)
             status = messages["Status"](code=code, message=message)
@@ -228,9 +243,10 @@ def _arguments(exc: BaseException) -> tuple[Any, ...]:
 
 def _unicode_arguments(exc: Any) -> tuple[Any, ...]:
     """The arguments with only the surroundings of the fault, as the text it is in may be of any size."""
-    start = max(0, exc.start - _UNICODE_WINDOW)
-    end = min(len(exc.object), exc.end, exc.start + _UNICODE_WINDOW)
-    around = (exc.object[start : end + _UNICODE_WINDOW], exc.start - start, end - start, exc.reason)
+    first = min(max(0, exc.start), len(exc.object))  # whoever made it may have said anything
+    start = max(0, first - _UNICODE_WINDOW)
+    end = max(first, min(len(exc.object), exc.end, first + _UNICODE_WINDOW))
+    around = (exc.object[start : end + _UNICODE_WINDOW], first - start, end - start, exc.reason)
     return around if isinstance(exc, UnicodeTranslateError) else (exc.encoding, *around)
 
 
@@ -342,15 +358,29 @@ def _percent_encoded(message: str) -> int:
 
 
 def _received(status: Status) -> Any | None:
-    if not status.details:
+    if not status.details or len(status.details) > _RECEIVED_LIMIT:
         return None
     messages = _messages()
     try:
         details = messages["Status"].FromString(status.details).details
         found = next((detail for detail in details if detail.type_url == _TYPE), None)
-        return None if found is None else messages["RemoteException"].FromString(found.value)
+        data = None if found is None else messages["RemoteException"].FromString(found.value)
     except Exception:  # the trailer comes from anyone; without details there is still the status itself
         return None
+    return data if data is not None and _within_limits(data) else None
+
+
+def _within_limits(data: Any) -> bool:
+    """Whether chains and groups are so few and so shallow that formatting them neither recurses nor grows too far."""
+    rest, count = [(data, 1)], 1
+    while rest:
+        each, depth = rest.pop()
+        inner = [*each.members, *(getattr(each, link) for link in ("cause", "context") if each.HasField(link))]
+        count += len(inner)
+        if depth > _DEEPEST or count > _MOST_EXCEPTIONS:
+            return False
+        rest += [(one, depth + 1) for one in inner]
+    return True
 
 
 class _Rebuilding:
@@ -371,9 +401,9 @@ class _Rebuilding:
             code=self._code,
         )
         for note in () if data.traceback else data.notes:  # the traceback's text has them, too
-            error.add_note(note)
+            error.add_note(escape_controls(note))
         if data.traceback:
-            error.add_note(f"Remote traceback:\n{data.traceback.rstrip()}")
+            error.add_note(f"Remote traceback:\n{error.remote_traceback.rstrip()}")
         return error
 
     def cause(self, data: Any, end: RemoteError | None) -> BaseException | None:
@@ -381,7 +411,7 @@ class _Rebuilding:
         if not data.HasField("cause"):
             return end
         cause = self.rebuild(data.cause) or self.remote_error(data.cause)
-        cause.__cause__ = self.cause(data.cause, end)
+        _set(cause, "__cause__", self.cause(data.cause, end))
         return cause
 
     def rebuild(self, data: Any) -> Exception | None:
@@ -393,24 +423,26 @@ class _Rebuilding:
             error = self._make(kind, data)
         except Exception:  # arguments from elsewhere need not suit the class: then it is a RemoteError
             return None
+        if data.notes:
+            _set(error, "__notes__", list(data.notes))
         for name, value in data.attributes.items():
             try:
                 _set_attribute(error, name, _value(value))
-            except Exception:  # a read-only name; the exception is worth more than its attribute
+            except ValueError:  # the exception is worth more than its attribute
                 continue
-        for note in data.notes:
-            error.add_note(note)
         if data.HasField("context"):
-            error.__context__ = self.rebuild(data.context) or self.remote_error(data.context)
+            _set(error, "__context__", self.rebuild(data.context) or self.remote_error(data.context))
         return error
 
     def _make(self, kind: type[Exception], data: Any) -> Exception:
         arguments = [_value(argument) for argument in data.args]
-        root = next(base for base in kind.__mro__ if base.__module__ == "builtins")
-        if issubclass(kind, BaseExceptionGroup):
+        root = _root(kind)
+        if issubclass(root, BaseExceptionGroup):
             members = [self.rebuild(member) or self.remote_error(member) for member in data.members]
             arguments = [arguments[0] if arguments else data.message, members or [self.remote_error(data)]]
-        elif issubclass(kind, OSError) and len(arguments) == len(_OSERROR):
+        if not _suits(root, arguments):
+            raise ValueError(f"{root} is not to be trusted with these arguments")
+        if issubclass(root, OSError) and len(arguments) == len(_OSERROR):
             number, text, filename, filename2 = arguments
             arguments = [number, text, *((filename, None, filename2) if filename is not None else ())]
         error: Exception = root.__new__(kind, *arguments)
@@ -453,14 +485,101 @@ def _is_exception(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, Exception)
 
 
+def _root(kind: type) -> type:
+    """The builtin class whose layout a class has, which is the one to make its instances."""
+    while kind.__module__ != "builtins":
+        assert kind.__base__ is not None
+        kind = kind.__base__
+    return kind
+
+
+def _suits_unicode(arguments: Sequence[Any], *kinds: type) -> bool:
+    """CPython reads the text at these positions without a look at its length."""
+    if [type(argument) for argument in arguments] != [*kinds, int, int, str]:
+        return False
+    text, start, end = arguments[-4:-1]
+    return bool(0 <= start <= end <= len(text))
+
+
+def _suits_syntax(arguments: Sequence[Any]) -> bool:
+    """The place of a syntax error is computed with, and drawn as far as it says."""
+    if len(arguments) != 2:
+        return True
+    place = arguments[1]
+    if not isinstance(place, tuple) or len(place) not in (4, 6):
+        return False
+    filename, line, column, text, *end = place
+    lines, columns = (line, *end[:1]), (column, *end[1:])
+    return (
+        all(each is None or type(each) is str for each in (filename, text))
+        and all(each is None or (type(each) is int and -1 <= each <= _LAST_LINE) for each in lines)
+        and all(each is None or (type(each) is int and -1 <= each <= _FARTHEST_COLUMN) for each in columns)
+    )
+
+
+def _suits_os(arguments: Sequence[Any]) -> bool:
+    """Two to five arguments have a meaning each; our own form has four."""
+    if len(arguments) < 2 or len(arguments) > 5:
+        return True
+    names = arguments[2:]
+    return (
+        len(arguments) in (2, len(_OSERROR))
+        and (not isinstance(arguments[0], int) or -(2**31) <= arguments[0] < 2**31)
+        and all(each is None or isinstance(each, (str, bytes)) or _is_descriptor(each) for each in names)
+    )
+
+
+def _is_descriptor(value: Any) -> bool:
+    return type(value) is int and -(2**31) <= value < 2**31
+
+
+_SUITS: tuple[tuple[type[BaseException], Callable[[Sequence[Any]], bool]], ...] = (
+    (UnicodeDecodeError, lambda arguments: _suits_unicode(arguments, str, bytes)),
+    (UnicodeEncodeError, lambda arguments: _suits_unicode(arguments, str, str)),
+    (UnicodeTranslateError, lambda arguments: _suits_unicode(arguments, str)),
+    (SyntaxError, _suits_syntax),
+    (OSError, _suits_os),
+    (BaseExceptionGroup, lambda arguments: type(arguments[0]) is str),
+    (StopIteration, lambda arguments: True),
+    (ImportError, lambda arguments: True),
+    (NameError, lambda arguments: True),
+    (AttributeError, lambda arguments: True),
+)
+"""Builtin classes with more in them than `args`, and whether CPython can be trusted with arguments for them. Whatever
+else has a layout of its own, in a Python to come, is not rebuilt."""
+
+
+def _suits(root: type, arguments: Sequence[Any]) -> bool:
+    for kind, suits in _SUITS:
+        if issubclass(root, kind):
+            return suits(arguments)
+    return root.__basicsize__ == BaseException.__basicsize__
+
+
+def _set(error: BaseException, name: str, value: Any) -> None:
+    """Set what every exception has, whatever the class thinks of it: a frozen dataclass would refuse."""
+    BaseException.__setattr__(error, name, value)
+
+
 def _set_attribute(error: Exception, name: str, value: Any) -> None:
     if any(name in names for kind, names in _SLOTTED.items() if isinstance(error, kind)):
-        setattr(error, name, value)
-    elif not (name.startswith("__") and name.endswith("__")):
+        if type(value) is str:
+            _set(error, name, value)
+    elif not (name.startswith("__") and name.endswith("__")) and _is_free(type(error), name):
         error.__dict__[name] = value
 
 
-def _value(data: Any) -> Any:
+def _is_free(kind: type, name: str) -> bool:
+    """Whether an attribute of that name hides nothing of the class but a plain default.
+
+    A method would no longer be callable; and what lies in the instance under a descriptor's name is out of sight until
+    the exception is copied or unpickled, which sets it for good: the position of a `UnicodeDecodeError`, say.
+    """
+    found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    return not (callable(found) or hasattr(type(found), "__get__"))
+
+
+def _value(data: Any, depth: int = 0) -> Any:
     kind = data.WhichOneof("kind")
     if kind is None or kind == "none":
         return None
@@ -469,7 +588,9 @@ def _value(data: Any) -> Any:
     if kind == "surrogates":
         return data.surrogates.decode("utf-8", "surrogatepass")
     if kind == "items":
-        return tuple(_value(item) for item in data.items.values)
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        return tuple(_value(item, depth + 1) for item in data.items.values)
     return getattr(data, kind)
 
 
