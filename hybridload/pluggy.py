@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pluggy
 
 from hybridload.contract import Kind
+from hybridload.control_characters import escape_controls
 from hybridload.errors import ConfigError, ContractError, NoUsableIsolation, PluginCrashed
 from hybridload.handle import service_of
 
@@ -174,7 +175,9 @@ class _Target:
         return getattr(self._handle, self._method)(**arguments)
 
     def skipped(self, error: Exception) -> None:
-        log.warning("plugin %s: the hook %s goes on without it: %s", self.plugin, self._method, error)
+        log.warning(
+            "plugin %s: the hook %s goes on without it: %s", self.plugin, self._method, escape_controls(str(error))
+        )
 
     def fall_back(self, error: Exception) -> None:
         """Have it run in the next isolation of its chain; raises `error` when there is none."""
@@ -186,7 +189,7 @@ class _Target:
                 self._loader.switch(self.plugin, behind)
             elif status.isolation != "in-process":  # where nothing crashes: another call has fallen back meanwhile
                 raise error
-        log.warning("plugin %s: the hook %s fell back from: %s", self.plugin, self._method, error)
+        log.warning("plugin %s: the hook %s fell back from: %s", self.plugin, self._method, escape_controls(str(error)))
 
 
 def _call(target: _Target, method: Method, on_crash: OnCrash) -> Callable[[dict[str, Any]], Any]:

@@ -17,6 +17,7 @@ from hybridload.cli.output import ReaderGone, discarded_stdout, one_line
 from hybridload.cli.probing import probe_plugin
 from hybridload.cli.serving import serve_plugin
 from hybridload.cli.session import CallFailed, Session
+from hybridload.control_characters import escape_controls
 from hybridload.errors import ConfigError, ContractError, PluginNotFound
 
 FAILED, MISUSED, INTERRUPTED, READER_GONE = 1, 2, 130, 141
@@ -58,9 +59,9 @@ def _report(error: Exception, session: Session) -> int:
     code, shown = _judge(error)
     try:
         if session.debug:
-            traceback.print_exception(error)
+            sys.stderr.write(escape_controls("".join(traceback.format_exception(error))))
         if shown:
-            sys.stderr.write(f"hybridload: {shown if session.debug else one_line(shown)}\n")
+            sys.stderr.write(f"hybridload: {escape_controls(shown) if session.debug else one_line(shown)}\n")
     except OSError:
         pass  # There is nobody to tell.
     return code

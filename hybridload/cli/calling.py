@@ -126,9 +126,7 @@ class _Printer:
     def _value(self, value: Any) -> None:
         if self._json:
             self._results.line(to_json(value))
-        elif isinstance(value, str):
-            self._results.line(value)
-        elif isinstance(value, bytes):
-            self._results.raw(value + b"\n")
+        elif isinstance(value, str | bytes):
+            self._results.value(value)
         elif value is not None or self._method.result is not None:
             self._results.line(to_json(value))

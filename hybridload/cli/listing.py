@@ -29,6 +29,7 @@ from hybridload.cli.session import (
     read_settings,
 )
 from hybridload.cli.values import to_json
+from hybridload.control_characters import escape_controls
 from hybridload.errors import PluginError
 from hybridload.loader import Loader
 from hybridload.sources import Sources
@@ -149,7 +150,7 @@ def _table(rows: list[Row], config: Path | None) -> Table:
     for row in rows:
         notes = [*row.notes, *row.conflicts, *(str(check) for check in row.checks)]
         cells = (row.name, " > ".join(row.isolation), "\n".join(row.sources), "\n".join(notes))
-        table.add_row(*(Text(_brief(cell, config)) for cell in cells))
+        table.add_row(*(Text(escape_controls(_brief(cell, config))) for cell in cells))
     return table
 
 

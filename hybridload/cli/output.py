@@ -17,6 +17,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.table import Table
 
+from hybridload.control_characters import escape_controls
+
 
 class ReaderGone(Exception):
     """Whoever read the output has closed it, as `head` does."""
@@ -47,18 +49,24 @@ class Results:
         os.close(self._descriptor)
 
     def line(self, text: str) -> None:
-        """Write one line, at once.
+        """Write a line for people, or of JSON, at once: without control characters.
 
         :raises ReaderGone: nobody reads any more.
         """
-        self.raw(f"{text}\n".encode("utf-8", "backslashreplace"))
+        self._write(f"{escape_controls(text)}\n".encode())
 
-    def raw(self, data: bytes) -> None:
-        """Write bytes as they are, at once.
+    def value(self, value: str | bytes) -> None:
+        """Write what a plugin returned, and a line feed, at once: as it is, but not to a terminal.
 
         :raises ReaderGone: nobody reads any more.
         :raises OSError: it cannot be written, as on a full disk.
         """
+        if os.isatty(self._descriptor):
+            self.line(value if isinstance(value, str) else value.decode("utf-8", "backslashreplace"))
+        else:
+            self._write((value.encode("utf-8", "backslashreplace") if isinstance(value, str) else value) + b"\n")
+
+    def _write(self, data: bytes) -> None:
         rest = memoryview(data)
         try:
             while rest:
@@ -67,7 +75,10 @@ class Results:
             raise ReaderGone(str(error)) from error
 
     def table(self, table: Table) -> None:
-        """Write a table: as wide as the terminal, or with each row whole where a program reads it."""
+        """Write a table: as wide as the terminal, or with each row whole where a program reads it.
+
+        :param table: of texts whose control characters are escaped; what it is styled with are others.
+        """
         if os.isatty(self._descriptor):
             width = os.get_terminal_size(self._descriptor).columns or None
             console = Console(file=io.StringIO(), width=width, force_terminal=True)
@@ -75,8 +86,8 @@ class Results:
             console = Console(file=io.StringIO(), width=10_000, no_color=True)
         console.print(table)
         assert isinstance(console.file, io.StringIO)
-        for line in console.file.getvalue().splitlines():
-            self.line(line.rstrip())
+        for line in console.file.getvalue().split("\n")[:-1]:
+            self._write(f"{line.rstrip()}\n".encode("utf-8", "backslashreplace"))
 
     @staticmethod
     def _flush_foreign() -> None:
@@ -107,4 +118,4 @@ def one_line(text: str) -> str:
     joined = parts[0] if parts else ""
     for part in parts[1:]:
         joined += (" " if joined.endswith((":", ".", ";", ",")) else " | ") + part
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
+    return escape_controls(joined)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hybridload.cli.output import Results
+from hybridload.cli.output import Results, one_line
 from hybridload.cli.session import CallFailed, DebugOption, JsonOption, Session
 from hybridload.errors import ConfigError, CookieMismatch, PluginError
 
@@ -107,9 +107,9 @@ def _print_report(results: Results, report: ProbeReport, json: bool) -> None:
     rows = list(_rows(report))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        results.line(f"{name:{width}}  {value}".rstrip())
+        results.line(f"{name:{width}}  {one_line(value)}".rstrip())
     for line in _service_lines(report):
-        results.line(line)
+        results.line(line.replace("\n", " "))
 
 
 def _rows(report: ProbeReport) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hybridload.config import Settings, load_settings
+from hybridload.control_characters import escape_controls
 from hybridload.errors import ConfigError
 from hybridload.loader import Loader
 from hybridload.references import resolve_reference
@@ -49,14 +50,19 @@ class Session:
         """
         self.debug = debug
         if logs:
-            logging.basicConfig(
-                level=logging.DEBUG if debug else logging.WARNING,
-                format="%(levelname)s %(name)s: %(message)s",
-                stream=sys.stderr,
-            )
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+            logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
         # As `python -m` does: a plugin set that lies beside the config is found. What is installed comes first.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
+
+
+class _Formatter(logging.Formatter):
+    """Log records for a terminal, whoever's words are in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record))
 
 
 class CallFailed(Exception):

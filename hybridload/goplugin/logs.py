@@ -12,7 +12,8 @@ A line that is longer than the limit comes in pieces, in order, each with the le
 memory stays bounded.
 
 A plugin's words are data. They choose neither which attributes of a record are overwritten nor how many loggers there
-are, for a logger is never freed.
+are, for a logger is never freed. A message may reach a terminal, so its control characters are escaped; fields stay as
+they are.
 
 Pure but for `PluginLog`, which hands entries to `logging`: bytes in, entries out.
 """
@@ -21,14 +22,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
+from hybridload.control_characters import escape_controls
 from hybridload.goplugin.last_words import PANICS
 
 TRACE = 5
@@ -61,9 +64,10 @@ _RECORD_ATTRIBUTES = frozenset(dir(logging.makeLogRecord({}))) | {
     "plugin_module",
     "taskName",
 }
-_MODULES = 250
+_LOGGERS = 400
 _LONGEST_MODULE = 200
 _DEEPEST_MODULE = 20
+_DEEPEST_FIELD = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +187,7 @@ def parse_hclog(text: str) -> LogEntry | None:
     except (ValueError, RecursionError):
         return None
     message = record.pop("@message", None)
-    if not isinstance(message, str):
+    if not isinstance(message, str) or not _is_shallow(record, _DEEPEST_FIELD):
         return None
     level = record.pop("@level", None)
     module = record.pop("@module", None)
@@ -193,6 +197,15 @@ def parse_hclog(text: str) -> LogEntry | None:
         module=module if isinstance(module, str) else "",
         created=_seconds(record.pop("@timestamp", None)),
         fields=record,
+    )
+
+
+def _is_shallow(value: object, levels: int) -> bool:
+    """Whether a value is nested so little that handlers, which format, copy and pickle records, can recurse into it."""
+    if not isinstance(value, dict | list):
+        return True
+    return levels > 0 and all(
+        _is_shallow(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value)
     )
 
 
@@ -208,14 +221,18 @@ def _seconds(timestamp: object) -> float | None:
 class PluginLog:
     """Hands entries to `logging`, as the records that the plugin's own logger would have made.
 
-    Fields become attributes of the record, as `extra` does; one that has the name of something a record has already
-    gets an underscore behind it. Every record also has `plugin` and `plugin_module`.
+    Fields become attributes of the record, as `extra` does; one that has the name of something a record has already,
+    or that Python may look for, gets an underscore behind it. Every record also has `plugin` and `plugin_module`.
 
     :param logger: gets entries without a module.
     :param plugin: the plugin's name.
     :param modules: an entry that names a module goes to that child of it; `logger` by default. When a plugin names
-        hundreds of modules, or a name is absurd, what is too much goes to `logger`.
+        hundreds of modules in all its lives, or a name is absurd, what is too much goes to `logger`.
     """
+
+    # Loggers are the process's, and so is the count of those that a plugin of a name had made, whoever ran it.
+    _made: ClassVar[dict[str, set[str]]] = {}
+    _making: ClassVar = threading.Lock()
 
     def __init__(self, logger: logging.Logger, plugin: str, modules: logging.Logger | None = None) -> None:
         self._logger = logger
@@ -229,7 +246,8 @@ class PluginLog:
         target = self._children.get(entry.module) or self._child(entry.module)
         if not target.isEnabledFor(entry.level):
             return
-        record = target.makeRecord(target.name, entry.level, "(plugin)", 0, entry.message, (), None)
+        message = escape_controls(entry.message)
+        record = target.makeRecord(target.name, entry.level, "(plugin)", 0, message, (), None)
         if entry.level == TRACE:
             record.levelname = "TRACE"
         if entry.created is not None:
@@ -240,7 +258,7 @@ class PluginLog:
         attributes["plugin"] = self._plugin
         attributes["plugin_module"] = entry.module
         for key, value in entry.fields.items():
-            attributes[key + "_" if key in _RECORD_ATTRIBUTES else key] = value
+            attributes[key + "_" if key in _RECORD_ATTRIBUTES or key.startswith("__") else key] = value
         try:
             target.handle(record)
         except Exception:
@@ -254,11 +272,27 @@ class PluginLog:
 
     def _child(self, module: str) -> logging.Logger:
         if (
-            len(self._children) > _MODULES
-            or len(module) > _LONGEST_MODULE
+            len(module) > _LONGEST_MODULE
             or module.count(".") > _DEEPEST_MODULE
             or not all(module.split("."))
+            or not module.isprintable()
+            or not self._may_make(module)
         ):
             return self._logger
         child = self._children[module] = self._parent.getChild(module)
         return child
+
+    def _may_make(self, module: str) -> bool:
+        """Count the loggers that this name would add, one for each of its parts; whether they are not too many."""
+        known = self._parent.manager.loggerDict
+        above = "" if self._parent is self._parent.root else f"{self._parent.name}."
+        parts = module.split(".")
+        added = {name for end in range(len(parts)) if (name := above + ".".join(parts[: end + 1])) not in known}
+        if not added:
+            return True
+        with self._making:
+            made = self._made.setdefault(self._plugin, set())
+            if len(made | added) > _LOGGERS:
+                return False
+            made |= added
+        return True

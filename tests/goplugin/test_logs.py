@@ -1,7 +1,9 @@
 """A plugin's standard error, read as log records."""
 
+import copy
 import json
 import logging
+import pickle
 
 import pytest
 from hypothesis import given
@@ -124,19 +126,48 @@ def record_of(entry: LogEntry, *, name: str = "hybridload.plugin.test") -> loggi
 
 
 @pytest.mark.parametrize(
-    "key", ["getMessage", "__class__", "__dict__", "msg", "args", "exc_info", "levelno", "created", "message", "plugin"]
+    "key",
+    [
+        *("getMessage", "__class__", "__dict__", "msg", "args", "exc_info", "levelno", "created", "message", "plugin"),
+        *("__deepcopy__", "__getnewargs_ex__", "__getstate__", "__reduce__", "__setstate__", "__copy__"),
+    ],
 )
 def test_no_field_takes_the_place_of_what_a_record_has(key: str) -> None:
     record = record_of(LogEntry(logging.INFO, "said", fields={key: {"a": 1}}))
     assert getattr(record, key + "_") == {"a": 1}
     assert logging.Formatter("%(levelname)s %(message)s").format(record) == "INFO said"
+    for again in (copy.copy(record), copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+        assert again.__dict__ == record.__dict__
+
+
+@pytest.mark.parametrize(
+    ("value", "is_record"),
+    [("[" * 30 + "]" * 30, True), ("[" * 40 + "]" * 40, False), ('{"a":' * 500 + "1" + "}" * 500, False)],
+)
+def test_fields_that_handlers_could_not_recurse_into_are_no_fields(value: str, is_record: bool) -> None:
+    [entry] = read(f'{{"@message":"m","deep":{value}}}'.encode())
+    assert (entry.message == "m") is is_record
+    copy.deepcopy(record_of(entry))
+
+
+@pytest.mark.parametrize("written", ["\x1b[2J", "\x07", "\r", "\x9b2J", "\u202e", "\x7f"])
+def test_a_message_has_no_control_characters(written: str) -> None:
+    [entry] = read(json.dumps({"@message": f"a{written}b\tc\nd", "field": written, "@module": f"m{written}"}).encode())
+    record = record_of(entry)
+    assert (
+        record.getMessage()
+        == f"a{''.join(f'{chr(92)}u{ord(c):04x}' if not c.isprintable() else c for c in written)}b\tc\nd"
+    )
+    assert record.field == written  # type: ignore[attr-defined]
+    assert record.name == "hybridload.plugin.test"
 
 
 def test_a_plugin_can_make_only_so_many_loggers() -> None:
     logger = logging.getLogger("hybridload.plugin.hostile")
-    log = PluginLog(logger, "hostile")
-    for number in range(2000):
-        log.emit(LogEntry(logging.DEBUG, "m", f"module{number}"))
+    for life in range(5):
+        log = PluginLog(logger, "hostile")
+        for number in range(400):
+            log.emit(LogEntry(logging.DEBUG, "m", f"module{life}{number}.with.parts"))
     for module in ("x" * 10_000, ".".join("y" * 1000), "..", "a..b", "."):
         log.emit(LogEntry(logging.DEBUG, "m", module))
     made = [name for name in logging.root.manager.loggerDict if name.startswith("hybridload.plugin.hostile.")]

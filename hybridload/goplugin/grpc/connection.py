@@ -14,6 +14,7 @@ from typing import Any
 
 from hybridload.contract import Contract
 from hybridload.contract.exceptions import Status, decode_exception
+from hybridload.control_characters import escape_controls
 from hybridload.deadlines import limited
 from hybridload.errors import CallTimeout, ConfigError, HandshakeError, PluginCrashed, RemoteError, StartTimeout
 from hybridload.frozen import replace
@@ -305,7 +306,7 @@ class BrokerStream:
             if code == "UNIMPLEMENTED":
                 log.debug("plugin %s has no broker", self._name)
             elif code not in ("CANCELLED", "UNAVAILABLE"):
-                log.warning("plugin %s: its broker's stream broke: %s", self._name, error)
+                log.warning("plugin %s: its broker's stream broke: %s", self._name, escape_controls(str(error)))
 
 
 def _needs_broker(plugin: Plugin) -> bool:

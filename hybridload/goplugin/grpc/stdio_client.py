@@ -11,6 +11,7 @@ import threading
 import time
 from typing import Any
 
+from hybridload.control_characters import escape_controls
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.output import OutputSink
 
@@ -82,7 +83,7 @@ class StdioStream:
                 self.absent = True
                 log.debug("plugin %s has no stdio service; its output comes over the raw pipes alone", self._name)
             elif code not in ("CANCELLED", "UNAVAILABLE"):
-                log.warning("plugin %s: its output stream broke: %s", self._name, error)
+                log.warning("plugin %s: its output stream broke: %s", self._name, escape_controls(str(error)))
         finally:
             for sink in self._sinks.values():
                 sink.finish()
