@@ -379,7 +379,7 @@ class ForeignProcess:
     @classmethod
     def open(cls, pid: int) -> ForeignProcess | None:
         """Hold the process with this pid; `None` when there is none."""
-        if pid <= 0:
+        if not 0 < pid < 2**31:
             return None
         if hasattr(os, "pidfd_open"):
             import selectors

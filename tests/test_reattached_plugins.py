@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hybridload import Handshake, Loader
-from hybridload.errors import ConfigError, PluginError
+from hybridload.errors import ConfigError, PluginError, PluginNotFound
+from hybridload.frozen import replace
+from hybridload.goplugin import Client, ReattachConfig
+from hybridload.goplugin.certificates import Certificate, generate_certificate
 from hybridload.goplugin.reattach import read_reattach_variable
 from hybridload.testing import in_this_process
 
@@ -89,6 +94,87 @@ def test_a_value_that_is_none_is_refused_and_not_shown(text: str, monkeypatch: p
     with pytest.raises(ConfigError, match="HYBRIDLOAD_REATTACH") as caught:
         Loader(PLUGINS, handshake=HANDSHAKE)
     assert "secret" not in str(caught.value)
+
+
+GOOD = {"Protocol": "grpc", "Pid": 1, "Addr": {"Network": "unix", "String": "/tmp/p"}}
+BAD = {
+    "a pid that no process has": ({**GOOD, "Pid": 2**31}, "Pid"),
+    "a pid of thousands of digits": ('{"Protocol":"grpc","Pid":' + "1" * 5000 + "}", "Pid|range"),
+    "a pid that is text": ({**GOOD, "Pid": "12"}, "Pid"),
+    "a process group": ({**GOOD, "Pid": -1}, "Pid"),
+    "no pid": ({**GOOD, "Pid": None}, "Pid"),
+    "a version that is true": ({**GOOD, "ProtocolVersion": True}, "ProtocolVersion"),
+    "a test that is text": ({**GOOD, "Test": "no"}, "Test"),
+    "a time that is text": ({**GOOD, "Started": "now"}, "Started"),
+    "another protocol": ({**GOOD, "Protocol": "http"}, "Protocol"),
+    "another network": ({**GOOD, "Addr": {"Network": "udp", "String": "x"}}, "Network"),
+    "an address with a NUL": ({**GOOD, "Addr": {"Network": "unix", "String": "a\0b"}}, "String"),
+    "an empty address": ({**GOOD, "Addr": {"Network": "unix", "String": ""}}, "String"),
+    "brackets without end": ("[" * 100_000, "RecursionError|recursion|array"),
+    "brackets in a field": ('{"Protocol": ' + "[" * 100_000, "RecursionError|recursion|Protocol"),
+    "a certificate that is none": ({**GOOD, "Certificate": "x", "Key": "secret"}, "certificate"),
+    "a certificate that is no text": ('{"Protocol":"grpc","Certificate":"\\ud800","Key":"secret"}', "surrogate|JSON"),
+    "a plugin's certificate that is no base64": ({**GOOD, "PluginCertificate": "!"}, "PluginCertificate"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_config_that_is_none_is_an_error_that_names_what_is_wrong(case: str, tmp_path: Path) -> None:
+    given, words = BAD[case]
+    text = given if isinstance(given, str) else json.dumps(given)
+    for read in (
+        ReattachConfig.from_json,
+        lambda text: read_reattach_variable({"HYBRIDLOAD_REATTACH": f'{{"p":{text}}}'}),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            read(text)
+        assert "secret" not in str(caught.value)
+    (tmp_path / "config").write_bytes(b"\xff" + text.encode())
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ReattachConfig.load(tmp_path / "config")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda v: (
+            st.lists(v)
+            | st.dictionaries(
+                st.sampled_from([*GOOD, "Test", "Started", "Certificate", "Key", "Network", "String"])
+                | st.text(max_size=3),
+                v,
+            )
+        ),
+    )
+)
+def test_any_json_is_a_config_or_refused(value: object) -> None:
+    text = json.dumps(value)
+    for written in (text, json.dumps({**GOOD, **value}) if isinstance(value, dict) else text):
+        try:
+            ReattachConfig.from_json(written)
+        except ConfigError:
+            continue
+
+
+def test_what_a_program_says_of_a_process_that_cannot_be_is_refused_too() -> None:
+    config = ReattachConfig("grpc", 1, "unix", "/tmp/p", pid=2**31)
+    with pytest.raises(PluginNotFound, match="no longer runs"):
+        Client.reattach(config, plugins=PLUGINS, handshake=HANDSHAKE).start()
+
+
+@pytest.mark.parametrize("der", [b"", b"x", b"\x30\x82\xff\xff" + bytes(50)])
+def test_a_key_or_a_certificate_that_tls_refuses_is_an_error_of_the_plugin(
+    running: dict[str, object], der: bytes
+) -> None:
+    good = generate_certificate("P-256")
+    for own in (good, Certificate(good.pem, good.der, b"no key")):
+        config = replace(
+            ReattachConfig.from_json(json.dumps(running)), certificate=own, plugin_certificate=der or good.der
+        )
+        if own is good and not der:
+            continue
+        with pytest.raises(PluginError, match="certificate"):
+            Client.reattach(config, plugins=PLUGINS, handshake=HANDSHAKE).start()
 
 
 def test_terraforms_form_is_read() -> None:

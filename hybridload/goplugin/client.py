@@ -562,7 +562,10 @@ class Client:
     def _socket_folder(self) -> str:
         """A folder for the plugin's sockets, removed at its end: one that is killed cannot remove them itself."""
         announce = None if self._lifeline is None else partial(self._guard_folder, self._lifeline)
-        folder = SocketFolder(parent=self._socket_dir, group=self._socket_group, announce=announce)
+        try:
+            folder = SocketFolder(parent=self._socket_dir, group=self._socket_group, announce=announce)
+        except LookupError as error:
+            raise ConfigError(f"Plugin {self.name!r}: unix_socket_group: {error}.", plugin=self.name) from error
         self._resources.callback(folder.close)
         self._folder = folder.path
         return folder.path
@@ -799,7 +802,14 @@ class Client:
             from hybridload.goplugin.transport import MutualTLS, alpn_of
 
             made = MutualTLS(self._certificate, line.certificate, alpn_of(line.protocol))
-            made.client  # noqa: B018  # a certificate that is none is found out here
+            try:
+                made.client  # noqa: B018  # a certificate that is none is found out here
+            except (OSError, ValueError) as error:  # ssl.SSLError is the former
+                raise HandshakeError(
+                    f"Plugin {self.name!r}: TLS is not to be had with the certificate in its handshake line or "
+                    f"reattach config, or with the host's own: {error}. Start the plugin anew, or set auto_mtls=False.",
+                    plugin=self.name,
+                ) from error
             self._made_tls = made
         return self._made_tls
 

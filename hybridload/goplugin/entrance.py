@@ -8,6 +8,7 @@ handshake line; a stream in it that nobody knocked for is for the main server.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ class Entrance:
             return None
         from hybridload.goplugin.certificates import generate_certificate
 
-        host = environment.client_certificate.encode()
+        host = os.fsencode(environment.client_certificate)  # as it was: what is not UTF-8 is no certificate
         own = self._certificate = generate_certificate()
         try:
             made = MutualTLS(own, host, alpn_of(self._protocol))

@@ -73,12 +73,11 @@ class HostEnvironment:
 
 
 def _ports(environ: Mapping[str, str]) -> dict[str, int]:
-    least, greatest = environ.get(MIN_PORT, ""), environ.get(MAX_PORT, "")
-    if not (least.isascii() and least.isdecimal() and greatest.isascii() and greatest.isdecimal()):
+    texts = environ.get(MIN_PORT, ""), environ.get(MAX_PORT, "")
+    if not all(text.isascii() and text.isdecimal() and len(text) <= 9 for text in texts):
         return {}
-    if not 0 < int(least[:6]) <= int(greatest[:6]) < 65536:
-        return {}
-    return {"min_port": int(least), "max_port": int(greatest)}
+    least, greatest = map(int, texts)
+    return {"min_port": least, "max_port": greatest} if 0 < least <= greatest < 65536 else {}
 
 
 # What Go's strconv.ParseBool takes for true.

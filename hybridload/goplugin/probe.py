@@ -536,7 +536,7 @@ def _describe_certificate(der: bytes) -> str:
     try:
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
-    except ValueError as error:
+        kind = f"ECDSA {key.curve.name}" if isinstance(key, EllipticCurvePublicKey) else type(key).__name__.strip("_")
+        return f"{kind}, {certificate.subject.rfc4514_string()}, until {certificate.not_valid_after_utc:%Y-%m-%d}"
+    except Exception as error:  # most of it is read only now, and refused in as many ways as a plugin finds
         return f"unreadable ({error})"
-    kind = f"ECDSA {key.curve.name}" if isinstance(key, EllipticCurvePublicKey) else type(key).__name__.strip("_")
-    return f"{kind}, {certificate.subject.rfc4514_string()}, until {certificate.not_valid_after_utc:%Y-%m-%d}"

@@ -18,7 +18,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from hybridload import platforms
 from hybridload.errors import ConfigError, PluginNotFound
@@ -26,6 +28,8 @@ from hybridload.frozen import field, frozen
 from hybridload.goplugin.certificates import Certificate
 from hybridload.goplugin.line import Network, Protocol
 from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
+
+_T = TypeVar("_T")
 
 
 @frozen
@@ -77,10 +81,7 @@ class ReattachConfig:
 
         :raises ConfigError: it is not of that form. The text is not shown: it may hold a key.
         """
-        try:
-            return _read(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"This is no reattach config ({type(error).__name__}): {_EXPECTED}.") from None
+        return _read(text, _Entry, "This is no reattach config").config()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the config to a file that only this user may read. An older file of that name is replaced."""
@@ -121,35 +122,53 @@ def read_reattach_variable(environ: Mapping[str, str]) -> dict[str, ReattachConf
     text = environ.get(REATTACH_VARIABLE, "").strip()
     if not text:
         return {}
-    try:
-        return {name: _read(value) for name, value in json.loads(text).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"Environment variable {REATTACH_VARIABLE} is not what it should be ({type(error).__name__}): expected an "
-            f"object of name to config; a config: {_EXPECTED}."
-        ) from None
-
-
-def _read(value: Any) -> ReattachConfig:
-    protocol, network = value["Protocol"], value["Addr"]["Network"]
-    if protocol not in ("grpc", "netrpc") or network not in ("unix", "tcp"):
-        raise ValueError("protocol or network")
-    certificate, plugin_certificate = None, None
-    if "Certificate" in value:
-        certificate = Certificate.from_pem(value["Certificate"].encode(), value["Key"].encode())
-        plugin_certificate = base64.b64decode(value["PluginCertificate"])
-    started = value.get("Started")
-    return ReattachConfig(
-        protocol=cast("Protocol", protocol),
-        protocol_version=int(value.get("ProtocolVersion", 0)),
-        network=cast("Network", network),
-        address=str(value["Addr"]["String"]),
-        pid=int(value["Pid"]),
-        test=bool(value.get("Test", False)),
-        started=None if started is None else int(started),
-        certificate=certificate,
-        plugin_certificate=plugin_certificate,
+    entries = _read(
+        text,
+        dict[str, _Entry],
+        f"Environment variable {REATTACH_VARIABLE} is not what it should be, an object of name to config",
     )
+    return {name: entry.config() for name, entry in entries.items()}
+
+
+class _Address(msgspec.Struct, rename="pascal"):
+    network: Network
+    string: Annotated[str, msgspec.Meta(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+class _Entry(msgspec.Struct, rename="pascal"):
+    """One entry of Terraform's form, with what it lacks. What is said of a wrong one shows no secret."""
+
+    protocol: Protocol
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    addr: _Address
+    protocol_version: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    test: bool = False
+    started: int | None = None
+    certificate: str | None = None
+    key: str = ""
+    plugin_certificate: bytes = b""  # base64
+
+    def config(self) -> ReattachConfig:
+        """What it says, for this side."""
+        own = None if self.certificate is None else Certificate.from_pem(self.certificate.encode(), self.key.encode())
+        return ReattachConfig(
+            protocol=self.protocol,
+            protocol_version=self.protocol_version,
+            network=self.addr.network,
+            address=self.addr.string,
+            pid=self.pid,
+            test=self.test,
+            started=self.started,
+            certificate=own,
+            plugin_certificate=None if own is None else self.plugin_certificate,
+        )
+
+
+def _read(text: str, kind: type[_T], what: str) -> _T:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} ({str(error) or type(error).__name__}): {_EXPECTED}.") from None
 
 
 class AttachedProcess:

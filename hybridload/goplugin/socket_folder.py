@@ -13,7 +13,7 @@ import atexit
 import os
 from collections.abc import Callable
 
-from hybridload.goplugin.streams.sockets import private_folder
+from hybridload.goplugin.streams.sockets import group_id, private_folder
 
 
 class SocketFolder:
@@ -35,7 +35,7 @@ class SocketFolder:
         parent: str | None = None,
         announce: Callable[[str], object] | None = None,
     ) -> None:
-        self._group = None if group is None else _group_id(group)
+        self._group = None if group is None else group_id(group)
         self._paths: list[str] = []
         # A forked child must not remove what is its parent's.
         self._owner = os.getpid()
@@ -93,14 +93,6 @@ _open: set[SocketFolder] = set()
 def _close_all() -> None:
     for folder in list(_open):
         folder.close()
-
-
-def _group_id(group: str) -> int:
-    if group.isascii() and group.isdecimal():
-        return int(group)
-    import grp
-
-    return grp.getgrnam(group).gr_gid
 
 
 def _share(path: str, group: int, mode: int) -> None:

@@ -44,6 +44,25 @@ def test_multiplexing_is_answered_when_it_is_asked_for(value: str, asked: bool) 
     assert HostEnvironment.read({"PLUGIN_MULTIPLEX_GRPC": value}).multiplex is asked
 
 
+@pytest.mark.parametrize(
+    ("least", "greatest", "ports"),
+    [
+        ("5000", "5010", (5000, 5010)),
+        ("05000", "5010", (5000, 5010)),
+        ("5000", "", (0, 0)),
+        ("5010", "5000", (0, 0)),
+        ("0", "5", (0, 0)),
+        ("1", "65536", (0, 0)),
+        ("000001" + "9" * 5000, "000002" + "9" * 5000, (0, 0)),
+        ("\u0661", "\u0662", (0, 0)),
+        ("-1", "5", (0, 0)),
+    ],
+)
+def test_a_range_of_ports_that_is_none_counts_as_not_given(least: str, greatest: str, ports: tuple[int, int]) -> None:
+    read = HostEnvironment.read({"PLUGIN_MIN_PORT": least, "PLUGIN_MAX_PORT": greatest})
+    assert (read.min_port, read.max_port) == ports
+
+
 def test_the_variables_of_the_protocol_are_forgotten_and_nothing_else() -> None:
     environ = {
         "PLUGIN_MIN_PORT": "1",

@@ -194,11 +194,33 @@ def test_the_highest_common_version_is_served_and_the_lowest_when_there_is_none(
     assert start(source, **{PROTOCOL_VERSIONS: listed}).fields[1] == chosen
 
 
-def test_a_host_whose_certificate_is_none_is_told_so(start: Callable[..., Host]) -> None:
-    host = start(**{CLIENT_CERT: "-----BEGIN CERTIFICATE-----"})
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        (CLIENT_CERT, "-----BEGIN CERTIFICATE-----", "The host's certificate in PLUGIN_CLIENT_CERT cannot be read"),
+        (
+            CLIENT_CERT,
+            "-----BEGIN CERTIFICATE-----\udcff",
+            "The host's certificate in PLUGIN_CLIENT_CERT cannot be read",
+        ),
+        (CLIENT_CERT, "\udcff\udcfe", "The host's certificate in PLUGIN_CLIENT_CERT cannot be read"),
+        (SOCKET_GROUP, "1" * 14, "there can be no group 11111111111111"),
+        (SOCKET_GROUP, "1" * 5000, "there can be no group 1111"),
+        (SOCKET_GROUP, str(2**32 - 1), "there can be no group"),
+        (SOCKET_GROUP, "\udcff", "group"),
+        (SOCKET_DIR, "/no/such/folder", "does not exist"),
+        (SOCKET_DIR, "\udcff", "does not exist"),
+    ],
+)
+def test_a_value_of_the_hosts_that_is_none_is_told(
+    start: Callable[..., Host], variable: str, value: str, words: str
+) -> None:
+    host = start(**{variable: value})
     assert host.line == ""
     assert host.process.wait(PATIENCE) == 1
-    assert "The host's certificate in PLUGIN_CLIENT_CERT cannot be read" in host.rest()[1]
+    last = host.rest()[1].splitlines()[-1]
+    assert last.startswith("hybridload.errors.")  # raised by `serve`
+    assert words in last
 
 
 def test_the_socket_is_in_the_folder_of_the_host_when_it_has_one(start: Callable[..., Host], tmp_path: Path) -> None:

@@ -386,6 +386,26 @@ class UnixAccess:
 
 
 _OWN = UnixAccess()
+_NO_GROUP = 2**32 - 1
+"""What chown(2) takes for no change."""
+
+
+def group_id(group: str) -> int:
+    """The number of a group.
+
+    :param group: its name or number.
+    :raises LookupError: there is no such group, nor could there be.
+    """
+    if group.isascii() and group.isdecimal():
+        if len(group) > 10 or int(group) >= _NO_GROUP:
+            raise LookupError(f"there can be no group {group[:20]}")
+        return int(group)
+    import grp
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError) as error:  # the latter for a NUL, or what the system's encoding has no form for
+        raise LookupError(f"there is no group {group!r}") from error
 
 
 def private_folder(parent: str | None = None, announce: Callable[[str], object] | None = None) -> str:
@@ -427,9 +447,7 @@ def listen_unix(folder: str | os.PathLike[str] | None = None, access: UnixAccess
     try:
         listening.bind(path)
         if access.group is not None:
-            import shutil
-
-            shutil.chown(path, group=int(access.group) if access.group.isdecimal() else access.group)
+            os.chown(path, -1, group_id(access.group))
         os.chmod(path, access.mode)  # nobody can connect before `listen`, so there is no moment of wider access
         listening.listen(socket.SOMAXCONN)
         return SocketListener(listening, "unix", path, cleanup)
