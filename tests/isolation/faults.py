@@ -1,7 +1,7 @@
 """A program that starts a plugin again and again, and each time has another system call of the start fail.
 
-Run by `test_faults`: ``python faults.py REQUEST``, where the request is JSON: the configuration file, the errors to fail
-with. It counts the calls in `SITES`, of all threads, while a plugin is loaded; the first load fails at the first
+Run by `test_faults`: ``python faults.py REQUEST``, where the request is JSON: the configuration file and the errors to
+fail with. It counts the calls in `SITES`, of all threads, while a plugin is loaded; the first load fails at the first
 call, the second at the second, until a load ends before its turn. After each it looks what is left, and whether the
 plugin can be loaded now. It prints what is wrong, one finding a line, and how many calls there were.
 """

@@ -201,9 +201,7 @@ class Session:
     :param clock: seconds that never go back; only the limit of chatter asks it.
     """
 
-    def __init__(
-        self, client: bool, config: Config = Config(), clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, client: bool, config: Config = Config(), clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._chatter = Budget(config.chatter, clock)
         self._earned = 0  # since chatter was last spent
