@@ -142,7 +142,11 @@ class GRPCConnection:
         try:
             answer = self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
         except self.rpc_error as error:
-            if isinstance(error, self._engine.rpc_error) and self._engine.lost(error) and self._answers(min(_SETTLE, timeout)):
+            if (
+                isinstance(error, self._engine.rpc_error)
+                and self._engine.lost(error)
+                and self._answers(min(_SETTLE, timeout))
+            ):
                 return
             failure = self.translate(error, timeout)
         else:
