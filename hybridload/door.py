@@ -76,7 +76,7 @@ class Door:
         self._summon: Callable[[], None] | None = None
 
     def _begin_anew(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # as a gate's
         self._arrival = _arrival()
 
     # -- for whoever moves the plugin
@@ -246,7 +246,11 @@ class Door:
                 return None
             arrival, summon, self._summon = self._arrival, self._summon, None
         if summon is not None:
-            summon()
+            try:
+                summon()
+            except BaseException:
+                self._summon = summon  # for whoever comes next
+                raise
         return arrival
 
     def _late(self, until: float | None) -> Exception:

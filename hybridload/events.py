@@ -1,17 +1,21 @@
 """What happens to plugins, told to whoever listens.
 
 Every event is a log record too. Events are told one at a time and in the order in which they came about, on the thread
-that brought the oldest one about; meanwhile others leave theirs to it. No lock is held while a listener runs, so it may
-use the loader; it should not take long, because whoever comes next waits for nothing but the one after does.
+that brought the oldest one about, or one of the loop's own where nobody asked for it; meanwhile others leave theirs to
+it. No lock is held while a listener runs, so it may use the loader; it should not take long, because whoever comes next
+waits for nothing but the one after does. What a listener or a log handler raises changes nothing for the others: it is
+logged, or printed where that fails. Only what is no `Exception` reaches the caller who is told, after all else.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
+from hybridload.complain import complain
 from hybridload.frozen import frozen
 
 log = logging.getLogger(__name__)
@@ -58,56 +62,61 @@ class PluginEvent:
 
 
 class Events:
-    """Keeps what happened until it is told. Safe from any thread."""
+    """Keeps what happened until it is told. Safe from any thread, signal handler and finalizer."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._waiting: deque[PluginEvent] = deque()
-        self._telling = False
-        self._listeners: list[Listener] = []
+        self._telling = threading.Lock()  # held by the thread that tells; nobody waits for it
+        self._listeners: dict[object, Listener] = {}
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Tell `listener` of every event from now on, until what is returned is called."""
-        with self._lock:
-            self._listeners = [*self._listeners, listener]
+        key = object()
+        self._listeners[key] = listener
 
         def unsubscribe() -> None:
-            with self._lock:
-                self._listeners = [each for each in self._listeners if each is not listener]
+            self._listeners.pop(key, None)
 
         return unsubscribe
 
     def add(self, event: PluginEvent) -> None:
         """Note an event; locks may be held."""
-        with self._lock:
-            self._waiting.append(event)
+        self._waiting.append(event)
 
     def deliver(self) -> None:
-        """Tell what was noted, unless another thread is at it, which does so then. No lock may be held."""
-        while True:
-            with self._lock:
-                if self._telling or not self._waiting:
-                    return
-                self._telling = True
-                event, listeners = self._waiting.popleft(), self._listeners
+        """Tell what was noted, unless another thread is at it, which does so then. No lock may be held.
+
+        :raises BaseException: what a listener raised that is no `Exception`, as `SystemExit` or an interrupt.
+        """
+        stop: BaseException | None = None
+        # Looked at again after the lock was let go: whoever found it held has left an event behind.
+        while self._waiting and self._telling.acquire(blocking=False):
             try:
-                _tell(event, listeners)
+                while self._waiting:
+                    stop = _tell(self._waiting.popleft(), list(self._listeners.values())) or stop
             finally:
-                with self._lock:
-                    self._telling = False
+                self._telling.release()
+        if stop is not None:
+            raise stop
 
     def forked(self) -> None:
         """In a forked child: forget what the parent was telling."""
-        self._lock = threading.Lock()
+        self._telling = threading.Lock()
         self._waiting.clear()
-        self._telling = False
 
 
-def _tell(event: PluginEvent, listeners: list[Listener]) -> None:
+def _tell(event: PluginEvent, listeners: list[Listener]) -> BaseException | None:
+    """Tell everybody; the last of what they raised that is not ours to keep."""
     subject = "" if event.plugin is None else f"plugin {event.plugin}: "
-    log.log(_LEVELS.get(event.what, logging.INFO), "%s%s", subject, event.message)
-    for listener in listeners:
+    level = _LEVELS.get(event.what, logging.INFO)
+    told: list[Callable[[], object]] = [functools.partial(log.log, level, "%s%s", subject, event.message)]
+    told += [functools.partial(listener, event) for listener in listeners]
+    stop: BaseException | None = None
+    for each in told:
         try:
-            listener(event)
-        except Exception:
-            log.exception("a listener failed at the event %r", event.what)
+            each()
+        except Exception as error:
+            complain(log, "a listener failed at the event %r", event.what, error=error)
+        except BaseException as error:
+            stop = error
+    return stop

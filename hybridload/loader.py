@@ -4,30 +4,40 @@ Which isolation serves a name, and what is done when it crashes, is each plugin'
 is the drivers', where names come from is the sources'. What is left for here is the table of plugins, what they share,
 and the configuration that they are made from.
 
-Threads: the loader's lock guards the table and is never held while a plugin starts, so different plugins start side by
-side. One thread waits for what is due; it starts with the first plugin that runs in a process of its own, or that is to
-be watched.
+Threads: the loader's lock guards changes of the table, which is replaced and never altered, so looking takes no lock;
+it is not held while a plugin starts, so different plugins start side by side. One thread waits for what is due; it
+starts with the first plugin that runs in a process of its own, or that is to be watched.
+
+Signal handlers, finalizers, listeners and plugins' callbacks may use the loader. What would have to wait for the very
+thing that they interrupt or are part of is refused, but for `close`, which goes on on a thread of its own then.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import sys
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from hybridload import door, events
+from hybridload import plugin as plugin_module
+from hybridload.complain import complain
 from hybridload.config import Settings, isolation_chain, load_settings
 from hybridload.contract import Contract, Kind, is_idempotent
 from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginError, PluginNotFound, start_failed
 from hybridload.events import PluginEvent
 from hybridload.exits import aside, at_exit, ending
 from hybridload.forks import after_fork
+from hybridload.goplugin.in_flight import lent
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.handshake import Handshake
 from hybridload.plugin import Host, LoadedPlugin, PluginStatus
@@ -39,6 +49,8 @@ if TYPE_CHECKING:
     from stevedore.extension import ExtensionManager
 
 __all__ = ["Loader", "PluginStatus"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -83,8 +95,8 @@ class Loader:
         self._group = group
         self._sources = Sources(self._settings, group=group)
         self._host = Host(self._plugins, reference, handshake, self._settings.host.watch, strict)
-        self._lock = threading.Lock()
-        self._loaded: dict[str, LoadedPlugin] = {}
+        self._lock = threading.RLock()  # a finalizer may come through here amid anything
+        self._loaded: Mapping[str, LoadedPlugin] = {}
         self._closed = False
         self._config_file: WatchedFile | None = None
         if self._settings.host.watch and self._settings.path is not None:
@@ -149,21 +161,19 @@ class Loader:
         """
         wanted = list(dict.fromkeys(self.names() if names is None else names))
         loaded: dict[str, Any] = {}
-        errors: list[Exception] = []
-        if not wanted:
-            return loaded
-        from concurrent.futures import ThreadPoolExecutor
+        failed: dict[str, Exception] = {}
 
-        with ThreadPoolExecutor(min(_SIDE_BY_SIDE, len(wanted)), "hybridload load_all") as pool:
-            for name, starting in [(name, pool.submit(self.load, name)) for name in wanted]:
-                error = starting.exception()
-                if isinstance(error, Exception):
-                    errors.append(error)
-                else:
-                    loaded[name] = starting.result()
+        def load(name: str) -> None:
+            try:
+                loaded[name] = self.load(name)
+            except Exception as error:
+                failed[name] = error
+
+        _side_by_side("load_all", [functools.partial(load, name) for name in wanted])
+        errors = [failed[name] for name in wanted if name in failed]
         if errors:
             raise ExceptionGroup(f"{len(errors)} of {len(wanted)} plugins could not be loaded", errors)
-        return loaded
+        return {name: loaded[name] for name in wanted}
 
     def switch(self, name: str, isolation: str | Sequence[str]) -> None:
         """Move a plugin to another isolation while it is in use. The object in hand goes on working.
@@ -204,17 +214,14 @@ class Loader:
 
     def loaded(self) -> dict[str, tuple[Any, ...]]:
         """The objects in hand of each plugin that is loaded, one per kind; in the order of loading."""
-        with self._lock:
-            loaded = dict(self._loaded)
-        return {name: tuple(plugin.handles(self)) for name, plugin in loaded.items() if plugin.kinds()}
+        return {name: tuple(plugin.handles(self)) for name, plugin in self._loaded.items() if plugin.kinds()}
 
     def status(self, name: str) -> PluginStatus:
         """What became of a plugin.
 
         :raises PluginNotFound: no source has that name.
         """
-        with self._lock:
-            plugin = self._loaded.get(name)
+        plugin = self._loaded.get(name)
         if plugin is not None:
             return plugin.status()
         resolution = self._sources.describe(name)
@@ -227,15 +234,16 @@ class Loader:
         """The loaded plugins as a stevedore `ExtensionManager`, whatever their isolation, for code written for it."""
         from stevedore.extension import ExtensionManager
 
-        with self._lock:
-            loaded = list(self._loaded.values())
+        loaded = list(self._loaded.values())
         extensions = [self._sources.extension(p.resolution, handle) for p in loaded for handle in p.handles(self)]
         return ExtensionManager.make_test_instance(extensions, namespace=self._sources.group or "hybridload")
 
     def close(self) -> None:
         """End every plugin and wait until they are gone. Objects in hand raise `PluginClosed`. Safe to call twice.
 
-        Calls in flight get up to 30 seconds to end.
+        Calls in flight get up to 30 seconds to end. Where it would wait for itself, it does not wait at all: in a
+        plugin's callback, or in a signal handler or a finalizer that interrupts a call or another method of this. What
+        starts is called off there, and closing goes on on a thread of its own.
 
         :raises ExceptionGroup: plugins whose own `close` failed; all of them are closed nevertheless.
         """
@@ -243,15 +251,55 @@ class Loader:
             return  # threads that hold a lock may have stopped for good
         with self._lock:
             self._closed = True
-            loaded = list(self._loaded.values())
+        for plugin in self._loaded.values():
+            plugin.call_off()
         self._host.loop.stop()
+        if self._is_amid_what_closing_waits_for():
+            _start_thread("close", self._close_aside)
+        else:
+            self._close()
+
+    def _is_amid_what_closing_waits_for(self) -> bool:
+        """Whether this thread is within a call, or a start or an end of a plugin: user code has interrupted it, or is
+        part of it. A listener is not, for nothing is held while events are told."""
+        ours = {id(each) for plugin in self._loaded.values() for each in (plugin, plugin.door)}
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_globals is vars(events):
+                return False
+            if frame.f_globals is vars(door) or frame.f_globals is vars(plugin_module):
+                names = frame.f_locals
+                if id(names.get("self")) in ours or id(names.get("door")) in ours:
+                    return True
+            frame = frame.f_back
+        return lent.get()
+
+    def _close(self) -> None:
+        errors: list[BaseException] = []
+
+        def close(plugin: LoadedPlugin) -> None:
+            try:
+                plugin.close()
+            except BaseException as error:
+                errors.append(error)
+
         with ExitStack() as stack:  # whatever fails, nothing is left
             stack.callback(self._host.lifeline.close)
             stack.callback(self._host.fork_server.close)
+            stack.callback(self._host.events.deliver)
             stack.callback(self._host.loop.close)
-            errors = _close_all(loaded)
+            _side_by_side("close", [functools.partial(close, each) for each in self._loaded.values()])
+        for error in errors:
+            if not isinstance(error, Exception):
+                raise error
         if errors:
-            raise ExceptionGroup("plugins failed to close", errors)
+            raise ExceptionGroup("plugins failed to close", [each for each in errors if isinstance(each, Exception)])
+
+    def _close_aside(self) -> None:
+        try:
+            self._close()
+        except BaseException as error:
+            complain(log, "plugins failed to close", error=error)
 
     def __del__(self) -> None:
         # Nobody has an object of it any more: each holds the loader.
@@ -310,7 +358,10 @@ class Loader:
 
     async def aclose(self) -> None:
         """As `close`, while the event loop goes on. Safe to call twice; when this is cancelled, closing goes on."""
-        await _aside("close", self.close)
+        if self._is_amid_what_closing_waits_for():
+            self.close()  # which waits for nothing then
+        else:
+            await _aside("close", self.close)
 
     async def __aenter__(self) -> Loader:
         return self
@@ -329,29 +380,30 @@ class Loader:
         self.close()
 
     def _in_use(self, name: str) -> LoadedPlugin:
-        with self._lock:
-            plugin = self._loaded.get(name)
+        plugin = self._loaded.get(name)
         if plugin is None or not plugin.kinds():
             raise ConfigError(f"Plugin {name!r} is not loaded: load it first, or load(..., isolation=).", plugin=name)
         return plugin
 
     def _plugin(self, name: str) -> LoadedPlugin:
-        with self._lock:
-            if self._closed:
-                raise PluginClosed(f"Plugin {name!r} cannot be loaded: the loader is closed.", plugin=name)
-            if name in self._loaded:
-                return self._loaded[name]
+        known = self._loaded.get(name)
+        if known is None and not self._closed:
+            made = self._new_plugin(name)
+            with self._lock:
+                known = self._loaded.get(name) or made
+                self._loaded = {**self._loaded, name: known}
+        if self._closed or known is None:  # looked at after it was noted: who closes does so first
+            raise PluginClosed(f"Plugin {name!r} cannot be loaded: the loader is closed.", plugin=name)
+        return known
+
+    def _new_plugin(self, name: str) -> LoadedPlugin:
         sources = self._sources
         try:
-            resolution = sources.resolve(name)
+            return LoadedPlugin(self._host, sources.resolve(name), sources)
         except PluginError:
             raise
         except Exception as error:  # what names come from cannot be read
             raise start_failed(error, name) from error
-        with self._lock:
-            if self._closed:
-                raise PluginClosed(f"Plugin {name!r} cannot be loaded: the loader is closed.", plugin=name)
-            return self._loaded.setdefault(name, LoadedPlugin(self._host, resolution, sources))
 
     def _kind(self, resolution: Resolution, interface: Callable[..., Any] | None) -> str:
         name, kinds = resolution.name, self._plugins[max(self._plugins)]
@@ -391,9 +443,7 @@ class Loader:
         self._look_later()
         if self._config_file is not None and self._config_file.changed():
             self._reconfigure()
-        with self._lock:
-            loaded = list(self._loaded.values())
-        for plugin in loaded:
+        for plugin in self._loaded.values():
             plugin.look()
 
     def _reconfigure(self) -> None:
@@ -408,7 +458,7 @@ class Loader:
             return
         with self._lock:
             self._settings, self._sources = settings, sources
-            loaded = dict(self._loaded)
+            loaded = self._loaded
         fixed = [
             key for key in ("plugins", "handshake", "group") if getattr(before.host, key) != getattr(settings.host, key)
         ]
@@ -423,7 +473,7 @@ class Loader:
                 self._tell(name, "configured", "the changed configuration is in force")
         except PluginNotFound as error:
             with self._lock:
-                self._loaded.pop(name, None)
+                self._loaded = {each: loaded for each, loaded in self._loaded.items() if each != name}
             plugin.close("is no longer in the configuration, or disabled there: load it again once it is back")
             self._tell(name, "closed", f"the changed configuration has it no more: {error}", error)
         except PluginError as error:
@@ -432,11 +482,12 @@ class Loader:
 
     def _tell(self, plugin: str | None, what: str, message: str, error: Exception | None = None) -> None:
         self._host.events.add(PluginEvent(plugin, what, message, error=error))
-        self._host.events.deliver()
+        self._host.tell()
 
     def _forked(self) -> None:
         """In a forked child: locks that other threads held are nobody's, and the parent's plugins are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._host.taken.clear()
         self._host.loop.forked()
         self._host.events.forked()
         for plugin in self._loaded.values():
@@ -471,43 +522,48 @@ async def _aside(what: str, work: Callable[[], T]) -> T:
         else:
             done.set_result(result)
 
-    threading.Thread(target=run, name=f"hybridload {what}").start()
+    _start_thread(what, run)
     return await asyncio.wrap_future(done)
 
 
-def _close_all(plugins: Sequence[LoadedPlugin]) -> list[Exception]:
-    """Close plugins, side by side when there are several; what went wrong."""
+def _start_thread(what: str, work: Callable[[], object]) -> None:
+    """Do something on a thread of its own, which ends with it and is waited for at the interpreter's end."""
+    try:
+        threading.Thread(target=work, name=f"hybridload {what}").start()
+    except (RuntimeError, MemoryError) as error:
+        raise PluginError(
+            f"The host cannot start a thread to {what} ({error}): it has as many as it may have."
+        ) from error
 
-    def close(plugin: LoadedPlugin) -> Exception | None:
+
+def _side_by_side(what: str, jobs: Sequence[Callable[[], object]]) -> None:
+    """Do some jobs at once, one of them here: where no thread can be started they are done one after the other.
+
+    :raises BaseException: what a job raised; those that had not begun are not done then.
+    """
+    left, stops = deque(jobs), list[BaseException]()
+
+    def work() -> None:
         try:
-            plugin.close()
-        except Exception as error:
-            return error
-        return None
+            for job in iter(lambda: left.popleft() if left else None, None):
+                job()
+        except BaseException as error:
+            stops.append(error)
+            left.clear()
 
-    ended: list[Exception | None] = []
-    left = list(plugins)
-
-    def close_them() -> None:
-        while left:
-            try:
-                plugin = left.pop()
-            except IndexError:
-                return
-            ended.append(close(plugin))
-
-    helpers = []
-    for _ in range(min(_SIDE_BY_SIDE, len(plugins)) - 1):
-        helper = threading.Thread(target=close_them, name="hybridload close")
-        try:
-            helper.start()
-        except (RuntimeError, MemoryError):
-            break  # there is no thread to be had: as it is with a host that is ending
-        helpers.append(helper)
-    close_them()
-    for helper in helpers:
-        helper.join()
-    return [error for error in ended if error is not None]
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(min(_SIDE_BY_SIDE, len(jobs)) - 1):
+            thread = threading.Thread(target=work, name=f"hybridload {what}")
+            thread.start()
+            threads.append(thread)
+    except (RuntimeError, MemoryError):
+        pass  # those that there are do it all
+    work()
+    for thread in threads:
+        thread.join()
+    if stops:
+        raise stops[0]
 
 
 def _check_idempotent(plugins: VersionedPlugins) -> None:

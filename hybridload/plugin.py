@@ -4,8 +4,12 @@ What is to be done is decided in `supervise`; here it is done. How calls find th
 
 Threads: a plugin has one lock, held while it starts, switches or closes, so that it does one of these at a time; calls
 never take it. A crash is news from the thread that watches the process: the door is shut there, and the loader's loop
-does the rest on a thread of its own. What was left is drained after the lock was let go. No lock is held while events
-are told.
+does the rest on a thread of its own. No lock is held while events are told.
+
+What was left for another place is ended at once when no call is in flight there, and by the loop otherwise, once the
+last has ended: whoever switches waits for no call, for it may be part of one, as a callback is. Until it is gone it is
+asked for signs of life. User code that runs amid a start, a signal handler or the plugin's own constructor, is refused
+what would have to wait for that very start.
 """
 
 from __future__ import annotations
@@ -13,11 +17,11 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hybridload.config import Chain, Isolation, PluginSettings
@@ -44,6 +48,7 @@ from hybridload.handle import Methods, handle_class, new_handle, rebind, stand_i
 from hybridload.handshake import Handshake
 from hybridload.isolation import Opening, Request, Running, driver
 from hybridload.loop import Loop
+from hybridload.owned_lock import OwnedLock, Taken
 from hybridload.supervise import (
     Close,
     Crashed,
@@ -140,6 +145,14 @@ class Host:
     fork_server: ForkServer = field(default_factory=ForkServer)
     loop: Loop = field(default_factory=Loop)
     events: Events = field(default_factory=Events)
+    taken: Taken = field(default_factory=dict)
+
+    def tell(self) -> None:
+        """Tell what happened. What the loop does goes on meanwhile, whatever listeners take or raise."""
+        if self.loop.works_here():
+            self.loop.soon("events", self.events.deliver)
+        else:
+            self.events.deliver()
 
 
 class _Place:
@@ -171,7 +184,7 @@ class LoadedPlugin:
         self._host = host
         self._sources = sources
         self._name = resolution.name
-        self._lock = threading.Lock()
+        self._lock = OwnedLock(host.taken, self._in_the_middle)
         self._supervisor = Supervisor(Policy.of(resolution.settings))
         self._door = Door(self._name, doubt=self._doubt, absence=self._absence)
         self._chain: Chain = resolution.chain
@@ -196,14 +209,19 @@ class LoadedPlugin:
 
     # -- what the loader asks for
 
+    @property
+    def door(self) -> Door:
+        """The way of its calls."""
+        return self._door
+
     def kinds(self) -> tuple[str, ...]:
         return tuple(self._kinds)
 
     def handles(self, holder: object) -> list[Any]:
         found = [handle for handle in map(self._handles.get, self._kinds) if handle is not None]
-        if len(found) == len(self._kinds) or self._place is None:
+        if len(found) == len(self._kinds) or self._place is None or self._lock.is_mine():
             return found
-        with self._lock:
+        with self._lock.held():
             return found if self._place is None else [self._handle(kind, holder) for kind in self._kinds]
 
     def load(self, kind: str, chain: Chain | None, holder: object) -> Any:
@@ -211,6 +229,8 @@ class LoadedPlugin:
 
         :param holder: lives as long as that object.
         """
+        if self._lock.is_mine() and chain is None and (handle := self._handles.get(kind)) is not None:
+            return handle
         with self._changing() as left:
             place = self._place
             if self._is_lost(place):
@@ -266,11 +286,8 @@ class LoadedPlugin:
 
     def close(self, why: str = "was closed with its loader: load it from a new one") -> None:
         """End it. Calls in flight get the time to end; whoever calls later is told `why`."""
-        self._closing = True
-        opening = self._opening
-        if opening is not None:
-            opening.call_off()
-        with self._lock:
+        self.call_off()
+        with self._lock.held():
             first, self._closed = not self._closed, True
             place, self._place = self._place, None
             if place is not None:
@@ -279,9 +296,17 @@ class LoadedPlugin:
             if first:
                 self._hear(Close())
                 self._refuse(functools.partial(PluginClosed, f"Plugin {self._name!r} {why}.", plugin=self._name))
-        self._host.events.deliver()
-        for each in left:
-            self._leave(each)
+        with ExitStack() as ending:
+            for each in left:
+                ending.callback(self._leave, each)
+            self._host.tell()
+
+    def call_off(self) -> None:
+        """Have it start no more: it is about to be closed."""
+        self._closing = True
+        opening = self._opening
+        if opening is not None:
+            opening.call_off()
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -342,7 +367,7 @@ class LoadedPlugin:
         except PluginError as error:
             if not self._closed:
                 self._keep("was to be reloaded, because its files changed; what ran before goes on", error)
-                self._host.events.deliver()
+                self._host.tell()
 
     @property
     def watches(self) -> bool:
@@ -352,7 +377,7 @@ class LoadedPlugin:
 
     def forked(self) -> None:
         """In a forked child: the process is the parent's, an in-process object is this child's own by now."""
-        self._lock = threading.Lock()
+        self._lock = OwnedLock(self._host.taken, self._in_the_middle)
         self._door.forked()
         self._opening = None
         place = self._place
@@ -389,20 +414,26 @@ class LoadedPlugin:
         """Do what is to be done about what happened."""
         left: list[_Place] = []
         more = True
-        while more:
-            with self._lock:
-                more = not self._closed and self._attend(left)
-            self._host.events.deliver()
-        for place in left:
-            # On a thread of its own: it may take as long as calls in flight do, and the next crash may come meanwhile.
-            self._host.loop.soon(f"{self._name} leaves {id(place):x}", functools.partial(self._leave, place))
+        try:
+            while more:
+                with self._lock.held():
+                    more = not self._closed and self._attend(left)
+                self._host.tell()
+        finally:
+            # Not here: it may take as long as calls in flight do, and the next crash may come meanwhile.
+            for place in left:
+                self._leave_aside(place)
 
     def _attend(self, left: list[_Place]) -> bool:
         wish, self._wish = self._wish, None
-        if wish is None:
-            self._notice()
-        else:
-            self._fulfil(wish, left)
+        try:
+            if wish is None:
+                self._notice()
+            else:
+                self._fulfil(wish, left)
+        except BaseException:
+            self._wish = self._wish or wish  # the loop tries again
+            raise
         return self._wish is not None
 
     def _notice(self) -> None:
@@ -436,7 +467,8 @@ class LoadedPlugin:
         try:
             place = self._open_one(isolation, next(iter(self._kinds)), unasked=True)
             self._settle(place, left)
-        except Exception as error:
+        except BaseException as failure:  # as a plugin's constructor may raise it; nobody interrupts this thread
+            error = failure if isinstance(failure, PluginError) else self._unexpected(failure)
             self._note(isolation, error)
             self._hear(StartFailed(Failure.FATAL if self._is_fatal(error) else Failure.AGAIN))
             return
@@ -444,20 +476,27 @@ class LoadedPlugin:
             self._restarts += 1
         self._hear(Started())
 
+    def _unexpected(self, error: BaseException) -> PluginError:
+        """What is no `PluginError`, in words; `error` is its cause."""
+        words = "".join(traceback.format_exception_only(error)).strip()
+        wrapped = PluginError(f"Plugin {self._name!r} could not be started: {words}", plugin=self._name)
+        wrapped.__cause__ = error
+        return wrapped
+
     def check_health(self) -> None:
         """See whether it answers."""
         place = self._place
         if place is None or place.lost or self._closed:
             return
         error = self._ill(place)
-        with self._lock:
+        with self._lock.held():
             if place is not self._place or place.lost or self._closed:
                 return
             if error is not None:
                 self._lose(place, error, Unhealthy())
             else:
                 self._schedule_health(place)
-        self._host.events.deliver()
+        self._host.tell()
         if error is not None:
             self._host.loop.soon(f"{self._name} supervisor", self.attend)
 
@@ -503,7 +542,8 @@ class LoadedPlugin:
     def _hear(self, news: News) -> None:
         outputs = self._supervisor.receive(news, time.monotonic())
         if outputs:
-            self._wish = None
+            # Before anything is told, in which more may go wrong.
+            self._wish = next((each for each in outputs if isinstance(each, Start | Probe)), None)
         for output in outputs:
             match output:
                 case Tell():
@@ -515,7 +555,7 @@ class LoadedPlugin:
                     assert self._place is not None
                     self._place.running.condemn("does not answer")
                 case Start() | Probe():
-                    self._wish = output
+                    pass  # a wish by now
 
     def _tell(self, tell: Tell) -> None:
         place, delay = self._place, tell.delay
@@ -602,22 +642,29 @@ class LoadedPlugin:
     def _changing(self) -> Iterator[list[_Place]]:
         """What the host asks for: with the lock, before what the supervisor is at; yields a list for what was left."""
         opening = self._opening
-        if opening is not None and self._unasked:
+        if opening is not None and self._unasked and not self._lock.is_mine():
             opening.call_off()
         left: list[_Place] = []
-        try:
-            with self._lock:
-                if self._closed:
-                    raise PluginClosed(f"Plugin {self._name!r} was closed.", plugin=self._name)
-                yield left
-        except PluginError:
-            raise
-        except Exception as error:
-            raise start_failed(error, self._name) from error
-        finally:
-            self._host.events.deliver()
-            for place in left:
-                self._leave(place)
+        with ExitStack() as ending:
+            ending.callback(self._leave_all, left)
+            ending.callback(self._host.tell)
+            try:
+                with self._lock.held():
+                    if self._closed or self._closing:
+                        raise PluginClosed(f"Plugin {self._name!r} was closed.", plugin=self._name)
+                    yield left
+            except PluginError:
+                raise
+            except Exception as error:
+                raise start_failed(error, self._name) from error
+
+    def _in_the_middle(self) -> PluginError:
+        return PluginError(
+            f"Plugin {self._name!r} is being started, switched or closed by this very thread, or by one that waits for "
+            "it: what would have to wait for that cannot be done here, in a signal handler, a finalizer or a plugin's "
+            "own code. Do it on another thread, or later.",
+            plugin=self._name,
+        )
 
     def _move(self, chain: Chain, kind: str, left: list[_Place], *, only: Isolation | None = None) -> None:
         """Open the first isolation of `chain` that works, and have it take the place of the one in use.
@@ -689,6 +736,8 @@ class LoadedPlugin:
         try:
             if self._closing:
                 raise PluginClosed(f"Plugin {self._name!r} was closed.", plugin=self._name)
+            if isolation != "in-process":
+                self._host.loop.start()  # so that no crash comes when there is no thread for it
             running = driver(isolation).open(self._request(kind, opening))
             try:
                 place = _Place(isolation, running, files)
@@ -731,25 +780,59 @@ class LoadedPlugin:
         tried = "\n".join(failed.get(isolation, f"  {isolation}: {nowhere}") for isolation in chain)
         return f"Plugin {self._name!r} can run in none of the isolations that were tried:\n{tried}"
 
+    def _leave_all(self, left: list[_Place]) -> None:
+        with ExitStack() as ending:
+            for place in left:
+                ending.callback(self._leave_soon, place)
+
+    def _leave_soon(self, place: _Place) -> None:
+        """End what was left: now, or once the calls in flight there have ended; called without the lock."""
+        if place.gate.close(0):
+            self._leave(place)
+        else:
+            self._leave_aside(place)
+
+    def _leave_aside(self, place: _Place) -> None:
+        self._host.loop.soon(f"{self._name} leaves {id(place):x}", functools.partial(self._leave, place))
+
     def _leave(self, place: _Place) -> None:
         """Drain what was left and end it; called without the lock."""
-        patience = _PARTING if place.lost else _DRAIN_TIMEOUT
-        if not place.gate.close(patience) and not place.lost:
-            self._host.events.add(
-                PluginEvent(
-                    plugin=self._name,
-                    what="cut off",
-                    message=f"calls were still in flight {patience:g} s after {place.isolation} was left; they end now",
-                    isolation=place.isolation,
-                    pid=place.running.pid,
+        with ExitStack() as ending:
+            ending.callback(self._left, place)
+            ending.callback(place.running.close)
+            patience = _PARTING if place.lost else _DRAIN_TIMEOUT
+            if not self._drain(place, patience) and not place.lost:
+                self._host.events.add(
+                    PluginEvent(
+                        plugin=self._name,
+                        what="cut off",
+                        message=f"calls were still in flight {patience:g} s after {place.isolation} was left; "
+                        "they end now",
+                        isolation=place.isolation,
+                        pid=place.running.pid,
+                    )
                 )
-            )
-            self._host.events.deliver()
-        try:
-            place.running.close()
-        finally:
-            if place in self._leaving:
-                self._leaving.remove(place)
+                self._host.tell()
+
+    def _left(self, place: _Place) -> None:
+        if place in self._leaving:
+            self._leaving.remove(place)
+
+    def _drain(self, place: _Place, patience: float) -> bool:
+        """Wait for the calls in flight, and meanwhile see whether they are still being worked on.
+
+        :returns: whether they have ended.
+        """
+        ends = time.monotonic() + patience
+        interval = self._supervisor.policy.health_interval
+        asks = bool(interval) and not place.running.direct
+        while not place.gate.close(min(interval, ends - time.monotonic()) if asks else patience):
+            if not asks or time.monotonic() >= ends:
+                return False
+            if not place.lost and place.running.gone() is None and self._ill(place) is not None:
+                place.running.condemn("does not answer")
+                asks, patience = False, _PARTING  # they fail by themselves
+        return True
 
     # -- settings; called with the lock held, or before anybody else has the plugin
 

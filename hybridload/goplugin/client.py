@@ -206,7 +206,9 @@ class Client:
         self._log_lines = LogReader(log_buffer_size)
         self._last_words = LastWords()
         # Held by the one thread that starts or kills; `_closing` reaches a start that is still waiting.
-        self._lock = threading.Lock()
+        # Reentrant, for a signal handler that interrupts that: `_busy` tells it.
+        self._lock = threading.RLock()
+        self._busy = False
         # What the process needs for as long as it runs: a copy of a program out of a zipped package.
         self._resources = ExitStack()
         self._closing = threading.Event()
@@ -291,9 +293,16 @@ class Client:
                 raise self._closed()
             if self._connection is not None:
                 return
+            if self._busy:
+                raise PluginError(
+                    f"Plugin {self.name!r} is being started by this very thread, which a signal handler or a finalizer "
+                    "has interrupted: start it on another thread, or later.",
+                    plugin=self.name,
+                )
             if ending():
                 raise PluginClosed(f"Plugin {self.name!r} cannot start: the interpreter is ending.", plugin=self.name)
             at_exit(self, Client._exit)
+            self._busy = True
             try:
                 self._start()
             except BaseException as error:
@@ -302,6 +311,8 @@ class Client:
                 if isinstance(error, PluginError) or not isinstance(error, Exception):
                     raise
                 raise start_failed(error, self.name) from error
+            finally:
+                self._busy = False
 
     def dispense(self, kind: str) -> Any:
         """An object whose methods run in the plugin; for a hand-written plugin, what its client half returns.
@@ -334,6 +345,8 @@ class Client:
     def kill(self) -> None:
         """End the plugin: ask it to, give it two seconds, kill it. Waits until it is gone. Safe to call twice.
 
+        In a signal handler that interrupts a start or an end on the same thread, that one sees to the rest.
+
         In a forked child of the process that started the plugin it does nothing.
         """
         if os.getpid() != self._owner:
@@ -344,7 +357,16 @@ class Client:
             process.kill()  # a start is waiting for the line, or no thread can be waited for any more
         if not ending():
             with self._lock:
+                self._end_alone()
+
+    def _end_alone(self) -> None:
+        """With the lock: end it, unless this interrupts a start or an end on the same thread, which sees to the rest."""
+        if not self._busy:
+            self._busy = True
+            try:
                 self._end()
+            finally:
+                self._busy = False
 
     def _exit(self) -> None:
         """At the interpreter's end: kill it, unless it is to live on, and let go of it."""
@@ -357,7 +379,7 @@ class Client:
         # Not waited for when it is held by a start that is stuck: then the lifeline does the rest.
         if self._lock.acquire(timeout=_GRACE):
             try:
-                self._end()
+                self._end_alone()
             finally:
                 self._lock.release()
 
@@ -833,16 +855,20 @@ class Client:
             self._log.emit(LogEntry(logging.WARNING, words))
 
     def _exited(self, returncode: int | None) -> None:
-        for entry in self._log_lines.finish():
+        entries = self._log_lines.finish()
+        for entry in entries:
             self._last_words.add(entry.message)
-            self._log.emit(entry)
-        self._first_line.finish()
-        self._lifetime.end()
-        # Before that, whoever starts it is told.
-        if self._connection is not None and not self._closing.is_set():
-            self._log.emit(LogEntry(logging.WARNING, f"plugin {self.name} ended {describe_exit(returncode)}"))
-            for callback in self._when_gone:
-                callback()
+        with ExitStack() as ending:  # all of it, whatever a log handler or a file of the user's raises
+            # Before there is a connection, whoever starts it is told.
+            if self._connection is not None and not self._closing.is_set():
+                for callback in self._when_gone:
+                    ending.callback(callback)
+                words = f"plugin {self.name} ended {describe_exit(returncode)}"
+                ending.callback(self._log.emit, LogEntry(logging.WARNING, words))
+            ending.callback(self._lifetime.end)
+            ending.callback(self._first_line.finish)
+            for entry in reversed(entries):
+                ending.callback(self._log.emit, entry)
 
     def _connected(self) -> Any:
         connection = self._connection

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hybridload import platforms
+from hybridload.complain import complain
 from hybridload.errors import (
     ChecksumMismatch,
     ConfigError,
@@ -150,7 +151,8 @@ class PluginProcess:
         self._lifeline = lifeline
         self._ended = threading.Event()
         # Held while signalling and while reaping, so that no signal goes to a pid that is already someone else's.
-        self._reaping = threading.Lock()
+        # Reentrant, for a signal handler that kills amid that.
+        self._reaping = threading.RLock()
         # What the plugin starts in a session of its own is found by it.
         self._mark: tuple[int, str] | None = None
         if lifeline is not None:
@@ -283,8 +285,8 @@ class PluginProcess:
         self._close_pipes()
         try:
             self._on_exit(returncode)
-        except Exception:
-            log.exception("plugin %s: what was to happen at its end failed", self.name)
+        except BaseException as error:
+            complain(log, "plugin %s: what was to happen at its end failed", self.name, error=error)
         finally:
             self._ended.set()
         self._kill_strays()
@@ -310,9 +312,9 @@ def _pump(descriptor: int, sink: Callable[[bytes], None], limit: int = _CHUNK) -
             data = b""
         try:
             sink(data)
-        except Exception:
+        except BaseException as error:  # as a log handler of the user's may raise it; nobody interrupts this thread
             # The pipe has to be drained whatever becomes of what was in it.
-            log.exception("what a plugin wrote could not be handed on")
+            complain(log, "what a plugin wrote could not be handed on", error=error)
         if not data:
             return False
         limit -= len(data)

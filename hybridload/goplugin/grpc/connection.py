@@ -89,7 +89,9 @@ class GRPCConnection:
         self._loop = EventLoop()
         limit = receive_option(max_message)
         self._broker = GRPCBroker(transport, engine, self._lanes, name=name, lifetime=lifetime, options=[limit])
-        self._objects = BrokerObjects(self._broker, self._loop, lambda contract: _ContractCalls(self, contract))
+        self._objects = BrokerObjects(
+            self._broker, self._loop, lambda contract: _ContractCalls(self, contract), lends=True
+        )
         self._broker_stream: BrokerStream | None = None
         brokers = any(_needs_broker(plugin) for plugin in kinds.values())
         if brokers and transport.multiplexed:

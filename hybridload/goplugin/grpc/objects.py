@@ -16,6 +16,7 @@ from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.broker import GRPCBroker
 from hybridload.goplugin.grpc.contract_client import CallContext, contract_methods
 from hybridload.goplugin.grpc.contract_server import contract_service
+from hybridload.goplugin.in_flight import Lent
 from hybridload.handle import handle_class, new_handle
 
 if TYPE_CHECKING:
@@ -31,9 +32,18 @@ class BrokerObjects:
 
     :param loop: runs the asynchronous methods of exported objects; the caller closes it.
     :param calls: makes what the stubs of one adopted object need to know, by contract.
+    :param lends: whether this is the host's side, whose objects are called within the plugin's calls.
     """
 
-    def __init__(self, broker: GRPCBroker, loop: EventLoop, calls: Callable[[Contract[Any]], CallContext]) -> None:
+    def __init__(
+        self,
+        broker: GRPCBroker,
+        loop: EventLoop,
+        calls: Callable[[Contract[Any]], CallContext],
+        *,
+        lends: bool = False,
+    ) -> None:
+        self._lends = lends
         self._broker = broker
         self._loop = loop
         self._calls = calls
@@ -47,10 +57,11 @@ class BrokerObjects:
         """
         service = contract.complete()
         service.check_implementation(implementation)
+        served_object = Lent(implementation) if self._lends else implementation
         service_id = self._broker.next_id()
 
         def register(server: Server) -> None:
-            handler = contract_service(service, implementation, engine=server, loop=self._loop, objects=self)
+            handler = contract_service(service, served_object, engine=server, loop=self._loop, objects=self)
             server.add_generic_rpc_handlers((handler,))
 
         served = self._broker.accept_and_serve(service_id, register, on_idle=lambda: self._broker.dispose(served))

@@ -90,7 +90,7 @@ class NetRPCConnection:
             self._control = NetRPCClient(control, limits=limits, name=f"{name} control")
             self._server = NetRPCServer(name)
             self._broker = MuxBroker(self._mux, self._server, name=name, limits=limits)
-            self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed)
+            self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed, lends=True)
             begun.callback(self._close)
             self._detailed = self._greet(where, deadline)
             begun.pop_all()

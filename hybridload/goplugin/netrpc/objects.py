@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hybridload.goplugin.event_loop import EventLoop
+from hybridload.goplugin.in_flight import Lent
 from hybridload.goplugin.netrpc.broker import MuxBroker
 from hybridload.goplugin.netrpc.contract_client import CallContext, contract_methods
 from hybridload.goplugin.netrpc.contract_server import contract_service
@@ -29,6 +30,7 @@ class MuxObjects:
     :param loop: runs the asynchronous methods of exported objects; the caller closes it.
     :param context: what the stubs of an adopted object need to know, by contract.
     :param detailed: whether the other side is a hybridload.
+    :param lends: whether this is the host's side, whose objects are called within the plugin's calls.
     """
 
     def __init__(
@@ -37,7 +39,10 @@ class MuxObjects:
         loop: EventLoop,
         context: Callable[[Contract[Any]], CallContext],
         detailed: Callable[[], bool],
+        *,
+        lends: bool = False,
     ) -> None:
+        self._lends = lends
         self._broker = broker
         self._loop = loop
         self._context = context
@@ -77,7 +82,7 @@ class MuxObjects:
         """
         contract.complete().check_implementation(implementation)
         service_id = self._broker.next_id()
-        self.serve(service_id, implementation, contract)
+        self.serve(service_id, Lent(implementation) if self._lends else implementation, contract)
         return service_id
 
     def adopt(self, service_id: int, contract: Contract[Any]) -> object:
