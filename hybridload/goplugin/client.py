@@ -360,7 +360,7 @@ class Client:
                 self._end_alone()
 
     def _end_alone(self) -> None:
-        """With the lock: end it, unless this interrupts a start or an end on the same thread, which sees to the rest."""
+        """With the lock: end it, unless this interrupts one who starts or ends it on the same thread and will."""
         if not self._busy:
             self._busy = True
             try:
