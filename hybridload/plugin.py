@@ -22,7 +22,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hybridload.config import Chain, Isolation, PluginSettings
 from hybridload.contract import Contract
@@ -174,6 +174,13 @@ class _Place:
         self.methods: dict[str, Methods] = {}
         self.lost = False
         self.doubted = False
+
+
+class _Examined(NamedTuple):
+    """What a place that was doubted had to say: what is wrong with it, if anything is."""
+
+    place: _Place
+    error: Exception | None
 
 
 class LoadedPlugin:
@@ -416,19 +423,32 @@ class LoadedPlugin:
         more = True
         try:
             while more:
+                examined = self._examine()
                 with self._lock.held():
-                    more = not self._closed and self._attend(left)
+                    more = not self._closed and self._attend(left, examined)
                 self._host.tell()
         finally:
             # Not here: it may take as long as calls in flight do, and the next crash may come meanwhile.
             for place in left:
                 self._leave_aside(place)
 
-    def _attend(self, left: list[_Place]) -> bool:
+    def _examine(self) -> _Examined | None:
+        """Ask a place that the failure of a call has thrown doubt on; without the lock, because it may take a while."""
+        place = self._place
+        if place is None or place.lost or not place.doubted or self._closed:
+            return None
+        place.doubted = False
+        try:
+            return _Examined(place, self._ill(place) if place.running.gone() is None else None)
+        except BaseException:
+            place.doubted = True
+            raise
+
+    def _attend(self, left: list[_Place], examined: _Examined | None) -> bool:
         wish, self._wish = self._wish, None
         try:
             if wish is None:
-                self._notice()
+                self._notice(examined)
             else:
                 self._fulfil(wish, left)
         except BaseException:
@@ -436,18 +456,16 @@ class LoadedPlugin:
             raise
         return self._wish is not None
 
-    def _notice(self) -> None:
+    def _notice(self, examined: _Examined | None) -> None:
         """Tell the supervisor what it does not know yet."""
         place, now = self._place, time.monotonic()
         if place is not None and not place.lost:
-            doubted, place.doubted = place.doubted, False
             gone = place.running.gone()
             if gone is not None:
                 self._lose(place, gone, Crashed())
-            elif doubted:
-                error = self._ill(place)
-                if error is not None:
-                    self._lose(place, error, Unhealthy())
+            elif examined is not None and examined.place is place:
+                if examined.error is not None:
+                    self._lose(place, examined.error, Unhealthy())
                 else:
                     self._door.reopen(place)
         due = self._supervisor.due
@@ -489,6 +507,9 @@ class LoadedPlugin:
         if place is None or place.lost or self._closed:
             return
         error = self._ill(place)
+        if error is not None:
+            # At once, whoever has the lock: calls in flight there wait for it, also when it is being left by now.
+            place.running.condemn("does not answer")
         with self._lock.held():
             if place is not self._place or place.lost or self._closed:
                 return

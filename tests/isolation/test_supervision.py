@@ -9,6 +9,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from hybridload.deadlines import deadline, limited
 from hybridload.errors import CallTimeout, NoUsableIsolation, PluginClosed, PluginCrashed
 from hybridload.events import PluginEvent
-from tests.isolation.conftest import PATIENCE, Employ, in_thread, wait_until
+from tests.isolation.conftest import PATIENCE, WORK, Employ, Write, in_thread, wait_until
 
 
 def test_a_call_in_flight_says_how_the_plugin_ended(employ: Employ) -> None:
@@ -199,6 +201,50 @@ def test_what_hangs_is_found_and_replaced(employ: Employ) -> None:
     assert work.worker.pid() != before
 
 
+HUNG: dict[str, list[str]] = {
+    "direct": [],
+    "grpcio": [],
+    "net/rpc": ['protocols = ["netrpc"]'],
+    "multiplexed": ["multiplex = true"],
+    "prefork": ["prefork = true"],
+}
+
+
+@pytest.mark.parametrize("how", HUNG)
+def test_what_hangs_holds_up_nobody_who_leaves_it(
+    employ: Employ, write_module: Write, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Calls in flight there fail as soon as it is seen that nobody answers, whatever is done to the plugin."""
+    monkeypatch.setenv("HYBRIDLOAD_ENGINE", "grpcio" if how == "grpcio" else "direct")
+    if how == "net/rpc":
+        write_module("work_sdk", "\n".join(line for line in WORK.split("\n") if "terator[int]: ..." not in line))
+    work = employ("health_interval = 0.2", "health_timeout = 0.5", "backoff = 0.01", *HUNG[how])
+    acts: list[Callable[[], object]] = [
+        lambda: work.loader.reload("worker"),
+        lambda: work.loader.switch("worker", "in-process"),
+        work.loader.close,
+    ]
+    for act in acts:
+        if work.status().isolation == "in-process":
+            work.loader.switch("worker", "subprocess")
+        with deadline(PATIENCE):
+            assert work.worker.double(2) == 4
+        work.kill(signal.SIGSTOP)
+        began = time.monotonic()
+        calls = [
+            in_thread(work.worker.double, 2),
+            in_thread(lambda: asyncio.run(work.worker.async_double(2))),
+        ]
+        if how != "net/rpc":
+            calls.append(in_thread(lambda: list(work.worker.count(2))))
+        inside = work.loader._loaded["worker"]._place.gate._inside  # type: ignore[union-attr]
+        wait_until(partial(lambda inside, calls: len(inside) >= len(calls), inside, calls))
+        act()
+        for call in calls:
+            assert isinstance(call.exception(PATIENCE), PluginCrashed | PluginClosed)
+        assert time.monotonic() - began < 20  # and not the 30 that calls may take to end
+
+
 def test_an_interrupted_call_ends_here_and_its_plugin_ends_without_complaints(
     employ: Employ, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,11 +271,12 @@ def test_an_interrupted_call_ends_here_and_its_plugin_ends_without_complaints(
 
 
 def test_without_health_checks_nobody_asks(employ: Employ) -> None:
-    before = threading.enumerate()  # a fixture of a wider scope may have one
     work = employ("health_interval = 0")
-    new = [thread.name for thread in threading.enumerate() if thread not in before]
-    assert "hybridload supervisor" not in new
     assert work.worker.double(2) == 4
+    loop = work.loader._host.loop
+    loop.at("last", time.monotonic() + PATIENCE, lambda: None)
+    wait_until(lambda: "last" in loop._due)
+    assert list(loop._due) == ["last"]
 
 
 def test_a_plugin_whose_connection_breaks_is_replaced_though_it_lives(employ: Employ) -> None:
