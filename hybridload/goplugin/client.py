@@ -767,6 +767,7 @@ class Client:
             self._versions[line.app_version],
             options=self._channel_options,
             lifetime=self._lifetime,
+            broken=lambda: self.condemn("broke its connection"),
             **common,
         )
 

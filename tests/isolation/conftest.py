@@ -90,6 +90,9 @@ class Work(Protocol):
     def die(self) -> int: ...
     def last_words(self, words: str) -> int: ...
     def close_sockets(self) -> int: ...
+    def close_sockets_at(self, file: str) -> int: ...
+    def drop_connections(self) -> int: ...
+    def say(self, text: str) -> int: ...
     def harm(self, how: str, host: int) -> int: ...
     def count(self, items: int) -> Iterator[int]: ...
     async def async_double(self, number: int) -> int: ...
@@ -135,6 +138,27 @@ class Worker:
         self.close_these(listening=True)
         self.close_these(listening=False)
         threading.Thread(target=self.close_more, daemon=True).start()
+        return 0
+    def close_sockets_at(self, file):
+        def wait():
+            while not os.path.exists(file):
+                time.sleep(0.002)
+            self.close_sockets()
+        threading.Thread(target=wait, daemon=True).start()
+        return 0
+    def drop_connections(self):
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                    each = socket.socket(fileno=os.dup(int(name)))
+                    with each:
+                        if each.family == socket.AF_UNIX and each.getsockname():  # accepted, or its own end of a bridge
+                            each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) or each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        return 0
+    def say(self, text):
+        print(text, flush=True)
         return 0
     def close_more(self):
         while True:  # what was being accepted meanwhile

@@ -7,7 +7,6 @@ fails in a way that a dead plugin explains.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.message_limits import explained
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.plugins import GRPCPlugin, Plugin
+from hybridload.goplugin.threads import Thread
 from hybridload.goplugin.transport import Transport
 from hybridload.handle import Methods
 from hybridload.limits import MAX_MESSAGE, receive_option
@@ -57,6 +57,7 @@ class GRPCConnection:
     :param options: grpc channel arguments, without the next.
     :param max_message: the largest message that is taken, in bytes.
     :param lifetime: the plugin's, as hand-written plugins are told it through their broker.
+    :param broken: told that the plugin has broken its connection and cannot be reached any more.
     :raises HandshakeError: nobody answers at the address; its message continues a sentence that names the plugin.
     :raises PluginCrashed, PluginClosed: the process ended meanwhile.
     """
@@ -77,8 +78,10 @@ class GRPCConnection:
         options: Sequence[tuple[str, Any]] = (),
         max_message: int = MAX_MESSAGE,
         lifetime: Lifetime | None = None,
+        broken: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine = engine
+        self._broken = broken
         # A channel that was closed raises ValueError, as grpcio's does.
         self.rpc_error: tuple[type[Exception], ...] = (*engine.rpc_error, ValueError)
         self._kinds = kinds
@@ -105,9 +108,13 @@ class GRPCConnection:
                 response_deserializer=messages.HealthCheckResponse.FromString,
             )
             self._connect(endpoint, connect_timeout)
-            self._stdio = StdioStream(self.channel, engine.rpc_error, stdout, stderr, name=name)
+            self._stdio = StdioStream(
+                self.channel, engine.rpc_error, stdout, stderr, name=name, survived=self._survived
+            )
             if brokers:
-                self._broker_stream = BrokerStream(self.channel, engine.rpc_error, self._broker, name=name)
+                self._broker_stream = BrokerStream(
+                    self.channel, engine.rpc_error, self._broker, name=name, lost=self._lost_broker
+                )
         except BaseException:
             self.channel.close()
             self._broker.close()
@@ -258,6 +265,21 @@ class GRPCConnection:
             plugin=self._name,
         )
 
+    def _survived(self, error: Any) -> bool:
+        """Whether a stream that accompanies the plugin ended because its connection broke, and the plugin lives."""
+        if not self._engine.lost(error) or self._fate(0) is not None:
+            return False
+        if self._answers(_SETTLE):
+            return True
+        if self._fate(_SETTLE) is None:
+            self._broken()
+        return False
+
+    def _lost_broker(self, error: Any) -> None:
+        """A plugin's broker ends with its stream, and no callback reaches it any more."""
+        if self._survived(error):
+            self._broken()
+
     def _answers(self, timeout: float) -> bool:
         try:
             self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
@@ -288,8 +310,11 @@ class GRPCConnection:
 class BrokerStream:
     """The broker's own stream, moved on a thread that ends with it."""
 
-    def __init__(self, channel: Any, rpc_error: Any, broker: GRPCBroker, *, name: str) -> None:
+    def __init__(
+        self, channel: Any, rpc_error: Any, broker: GRPCBroker, *, name: str, lost: Callable[[Any], None]
+    ) -> None:
         self._rpc_error = rpc_error
+        self._lost = lost
         self._broker = broker
         self._name = name
         self._call = channel.stream_stream(
@@ -297,7 +322,7 @@ class BrokerStream:
             request_serializer=messages.ConnInfo.SerializeToString,
             response_deserializer=messages.ConnInfo.FromString,
         )(broker.outgoing())
-        self._thread = threading.Thread(target=self._run, name=f"hybridload {name} broker stream", daemon=True)
+        self._thread = Thread(target=self._run, name=f"hybridload {name} broker stream", daemon=True)
         self._thread.start()
 
     def join(self) -> None:
@@ -313,6 +338,7 @@ class BrokerStream:
                 log.debug("plugin %s has no broker", self._name)
             elif code not in ("CANCELLED", "UNAVAILABLE"):
                 log.warning("plugin %s: its broker's stream broke: %s", self._name, escape_controls(str(error)))
+            self._lost(error)
 
 
 def _needs_broker(plugin: Plugin) -> bool:

@@ -1,7 +1,7 @@
 """The host's half of the stdio service: what the plugin prints, taken from the start and until its end.
 
 A Go plugin that printed 64 KiB which nobody took blocks for ever, so the stream is drained whatever becomes of the
-sinks.
+sinks, and opened again when the connection that it was on breaks and the plugin lives.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from hybridload.control_characters import escape_controls
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.output import OutputSink
+from hybridload.goplugin.threads import Thread
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 5.0
 """Seconds that `close` waits for whoever takes the last output."""
+
+_SHORT = 1.0
+"""Seconds. A stream that breaks sooner than that three times in a row is not opened again."""
 
 
 class StdioStream:
@@ -26,23 +31,34 @@ class StdioStream:
 
     :param channel: shaped as `grpc.Channel`.
     :param rpc_error: what its calls raise.
+    :param survived: whether the plugin lives though a stream of its ended with an error.
     """
 
     def __init__(
-        self, channel: Any, rpc_error: tuple[type[Exception], ...], stdout: OutputSink, stderr: OutputSink, *, name: str
+        self,
+        channel: Any,
+        rpc_error: tuple[type[Exception], ...],
+        stdout: OutputSink,
+        stderr: OutputSink,
+        *,
+        name: str,
+        survived: Callable[[Any], bool],
     ) -> None:
         self._sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
         self._rpc_error = rpc_error
         self._name = name
+        self._survived = survived
         self._taken = 0
+        self._closed = False
         self.absent = False
         """Whether the plugin has no stdio service, once it has said so."""
-        self._call = channel.unary_stream(
+        self._open = channel.unary_stream(
             messages.STREAM_STDIO,
             request_serializer=messages.Empty.SerializeToString,
             response_deserializer=messages.StdioData.FromString,
-        )(messages.Empty())
-        self._thread = threading.Thread(target=self._drain, name=f"hybridload {name} stdio", daemon=True)
+        )
+        self._call = self._open(messages.Empty())
+        self._thread = Thread(target=self._drain, name=f"hybridload {name} stdio", daemon=True)
         self._thread.start()
 
     def join(self, timeout: float) -> bool:
@@ -64,11 +80,30 @@ class StdioStream:
 
         Safe to call twice, and from the thread itself.
         """
+        self._closed = True
         self._call.cancel()
         if threading.current_thread() is not self._thread:
             self._thread.join(_PATIENCE)
 
     def _drain(self) -> None:
+        try:
+            short = 0
+            began = time.monotonic()
+            while self._take() and short < 3:
+                now = time.monotonic()
+                short = short + 1 if now - began < _SHORT else 0
+                began = now
+                self._call = self._open(messages.Empty())
+                if self._closed:
+                    self._call.cancel()
+        except ValueError:
+            log.debug("plugin %s: its channel was closed", self._name)
+        finally:
+            for sink in self._sinks.values():
+                sink.finish()
+
+    def _take(self) -> bool:
+        """Take all that comes; whether there may be more if the stream is opened again."""
         try:
             for chunk in self._call:
                 sink = self._sinks.get(chunk.channel)
@@ -84,6 +119,5 @@ class StdioStream:
                 log.debug("plugin %s has no stdio service; its output comes over the raw pipes alone", self._name)
             elif code not in ("CANCELLED", "UNAVAILABLE"):
                 log.warning("plugin %s: its output stream broke: %s", self._name, escape_controls(str(error)))
-        finally:
-            for sink in self._sinks.values():
-                sink.finish()
+            return not self._closed and self._survived(error)
+        return False
