@@ -38,6 +38,7 @@ from hybridload.errors import (
 )
 from hybridload.exits import aside, at_exit, ending
 from hybridload.external import External
+from hybridload.goplugin.addresses import AddressRefused
 from hybridload.goplugin.last_words import LastWords
 from hybridload.goplugin.lifeline import SHARED_LIFELINE, Lifeline
 from hybridload.goplugin.lifetime import Lifetime
@@ -245,6 +246,7 @@ class Client:
         :param options: those parameters of a client that do not concern starting.
         :raises ConfigError, ContractError: an argument is wrong.
         """
+        options = {"runner": LocalRunner(known=(config.network, config.address)), **options}
         client = cls(None, plugins=plugins, handshake=handshake, name=name or f"pid {config.pid}", **options)
         client._attach = config
         return client
@@ -751,9 +753,12 @@ class Client:
         }
         connect = self._connect_grpc if line.protocol == "grpc" else self._connect_netrpc
         try:
+            self._runner.plugin_to_host(line.network, line.address)  # a refusal comes before anything is opened
             return connect(line, patience, common)
         except HandshakeError as error:
             raise self._refused(type(error), str(error)) from error.__cause__
+        except AddressRefused as error:
+            raise self._refused(HandshakeError, str(error)) from error
 
     def _connect_grpc(self, line: HandshakeLine, patience: float, common: Mapping[str, Any]) -> Any:
         from hybridload.goplugin.grpc.connection import GRPCConnection

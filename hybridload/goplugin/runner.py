@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from hybridload.goplugin.addresses import is_at, local_address
 from hybridload.goplugin.lifeline import Lifeline
 from hybridload.goplugin.line import Network
 from hybridload.goplugin.process import Child, PluginProcess, ProcessSpec
@@ -68,7 +69,12 @@ class Runner(Protocol):
         """
 
     def plugin_to_host(self, network: Network, address: str) -> tuple[Network, str]:
-        """An address that the plugin told, as this side can connect to it."""
+        """An address that the plugin told, as this side can connect to it.
+
+        What is returned is connected to, wherever it is.
+
+        :raises AddressRefused: it is none that a plugin may send this side to.
+        """
 
     def host_to_plugin(self, network: str, address: str) -> tuple[str, str]:
         """An address that this side listens on, as the plugin can connect to it."""
@@ -81,12 +87,21 @@ class LocalRunner:
     """Starts processes on this machine, where both sides call things by the same name.
 
     :param spawn: how; each as a program of its own by default.
+    :param known: network and address of a plugin that runs already, which this side knows by itself.
     """
 
-    _spawn: Callable[[ProcessSpec, str], Child] | None = None  # also for those who derive and do not call `__init__`
+    # Also for those who derive and do not call `__init__`.
+    _spawn: Callable[[ProcessSpec, str], Child] | None = None
+    _known: tuple[Network, str] | None = None
 
-    def __init__(self, spawn: Callable[[ProcessSpec, str], Child] | None = None) -> None:
+    def __init__(
+        self,
+        spawn: Callable[[ProcessSpec, str], Child] | None = None,
+        *,
+        known: tuple[Network, str] | None = None,
+    ) -> None:
         self._spawn = spawn
+        self._known = known
 
     def start(
         self,
@@ -109,7 +124,9 @@ class LocalRunner:
         )
 
     def plugin_to_host(self, network: Network, address: str) -> tuple[Network, str]:
-        return network, address
+        if self._known is not None and is_at(self._known, network, address):
+            return network, address
+        return network, local_address(network, address)
 
     def host_to_plugin(self, network: str, address: str) -> tuple[str, str]:
         return network, address

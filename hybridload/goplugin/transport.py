@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.frozen import frozen
+from hybridload.goplugin.addresses import local_address
 from hybridload.goplugin.streams.base import Listener, Stream, StreamError
 from hybridload.goplugin.streams.sockets import connect, listen_unix
 
@@ -53,7 +54,10 @@ class Transport(Protocol):
         """A listener's network and address as the other side knows them."""
 
     def connect(self, network: str, address: str, timeout: float) -> Stream:
-        """Connect to an address that the other side told; not when multiplexed."""
+        """Connect to an address that the other side told; not when multiplexed.
+
+        :raises AddressRefused: it is none that it may send this side to.
+        """
 
     def open(self) -> Stream:
         """Open one more stream to the other side, and wait until that accepted it; only when multiplexed."""
@@ -133,7 +137,7 @@ class SocketTransport:
     tls: TLS | None = None
     make_listener: Callable[[], Listener] = listen_unix
     outwards: Callable[[str, str], tuple[str, str]] = lambda network, address: (network, address)
-    inwards: Callable[[Any, str], tuple[str, str]] = lambda network, address: (network, address)
+    inwards: Callable[[Any, str], tuple[str, str]] = lambda network, address: (network, local_address(network, address))
 
     @property
     def multiplexed(self) -> bool:

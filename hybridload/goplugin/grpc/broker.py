@@ -34,6 +34,7 @@ from typing import Any
 
 from hybridload.errors import BrokerError
 from hybridload.frozen import frozen
+from hybridload.goplugin.addresses import AddressRefused
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.engine import Endpoint, Engine, Server
 from hybridload.goplugin.http2.timers import Timers
@@ -145,7 +146,12 @@ class GRPCBroker:
         """
         opened = self._opener(service_id)
         # The first connection is made here, so that whoever dials learns at once when nobody answers.
-        first: list[Stream] = [opened()]
+        try:
+            first: list[Stream] = [opened()]
+        except AddressRefused as error:
+            raise BrokerError(
+                f"Plugin {self._name!r}: the offer of the brokered id {service_id} {error}.", plugin=self._name
+            ) from error
         channel = self.engine.channel(
             Endpoint(lambda: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}"),
             self._options,

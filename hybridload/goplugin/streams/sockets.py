@@ -501,9 +501,10 @@ def connect(network: str, address: str, timeout: float | None = None) -> SocketS
     except TimeoutError as error:
         connecting.close()
         raise TimeoutError(f"no connection to {network}:{address} within {timeout:g} s") from error
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # the latter two for what no address can hold
         connecting.close()
-        raise StreamError(f"cannot connect to {network}:{address}: {error.strerror or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise StreamError(f"cannot connect to {network}:{address}: {why}") from error
     except BaseException:
         connecting.close()
         raise
