@@ -10,6 +10,7 @@ from typing import Any
 from hybridload.config.chain import isolation_variable, read_variables
 from hybridload.config.settings import HostSettings, PluginSettings, Settings, dotted, is_plugin_name
 from hybridload.errors import ConfigError
+from hybridload.files import read_file
 
 _PYPROJECT = "pyproject.toml"
 _TABLES = ("host", "defaults", "plugins")
@@ -39,7 +40,7 @@ def load_settings(config: str | os.PathLike[str] | None, *, environ: Mapping[str
 
 def _read(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no configuration file {path}. Create it, or correct the path.") from error
     except IsADirectoryError as error:

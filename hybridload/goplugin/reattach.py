@@ -24,6 +24,7 @@ import msgspec
 
 from hybridload import platforms
 from hybridload.errors import ConfigError, PluginNotFound
+from hybridload.files import read_file
 from hybridload.frozen import field, frozen
 from hybridload.goplugin.certificates import Certificate
 from hybridload.goplugin.line import Network, Protocol
@@ -103,7 +104,7 @@ class ReattachConfig:
         :raises ConfigError: the file cannot be read, or is no reattach config.
         """
         try:
-            return cls.from_json(Path(path).read_text("utf-8"))
+            return cls.from_json(read_file(path).decode())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The reattach config {path} cannot be read: {error}.") from error
 

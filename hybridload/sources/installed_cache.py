@@ -6,9 +6,10 @@ each time, and one that differs makes the record worthless: so what pip installs
 A record is not made while something is so new that a later change could leave its time as it is.
 
 The folder is `$XDG_CACHE_HOME/hybridload` or what the system has in its place; the environment variable
-`HYBRIDLOAD_CACHE` names another one, or switches remembering off (``off``). It is the user's own, and what somebody
-else owns is not read. Whatever is wrong with it costs time, never a plugin: a record that cannot be read is made anew.
-It is written to a file of its own that then takes the record's name, so any number of processes may do so at once.
+`HYBRIDLOAD_CACHE` names another one, or switches remembering off (``off``). It is the user's own: what somebody else
+owns is not read, nor a link, nor what is no file. Whatever is wrong with it costs time, never a plugin: a record that
+cannot be read is made anew. It is written to a file of its own that then takes the record's name, so any number of
+processes may do so at once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hybridload import platforms
+from hybridload.files import read_file
 from hybridload.sources.entry_point import EntryPoint
 
 log = logging.getLogger(__name__)
@@ -139,10 +141,7 @@ def _understood(lines: Iterable[str], group: str) -> tuple[EntryPoint, ...] | No
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        if hasattr(os, "geteuid") and os.fstat(file.fileno()).st_uid != os.geteuid():
-            raise PermissionError(f"{path} is somebody else's")
-        return file.read()
+    return read_file(path, own=True).decode("utf-8", "surrogateescape")
 
 
 def _write(folder: str, name: str, text: str) -> None:
@@ -161,7 +160,11 @@ def _write(folder: str, name: str, text: str) -> None:
 
 def _make_room(folder: str) -> None:
     with os.scandir(folder) as entries:
-        records = [(entry.stat().st_mtime, entry.path) for entry in entries if entry.name.startswith("entry-points-")]
+        records = [
+            (entry.stat(follow_symlinks=False).st_mtime, entry.path)
+            for entry in entries
+            if entry.name.startswith("entry-points-")
+        ]
     for _, path in sorted(records)[:-_KEPT]:
         with contextlib.suppress(OSError):
             os.unlink(path)
