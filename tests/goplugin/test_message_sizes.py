@@ -195,13 +195,28 @@ def test_counts_what_is_decompressed(compressing: Callable[..., Channel]) -> Non
     ask = compressing(MIB).unary_stream("/it/answer")
     assert [len(item) for item in ask(b"0 1000000 5 1048576")] == [0, 1000000, 5, MIB]
     zeros(64 * MIB)
-    for sizes in (b"%d", b"0 %d", b"10 10 %d 10"):
+    for before, sizes in (([], b"%d"), ([0], b"0 %d"), ([10, 20], b"10 20 %d 10")):
         answers = ask(sizes % (64 * MIB))
+        got: list[int] = []
         with memory() as grown:
             with pytest.raises(RpcError, match=f"over {MIB} vs. {MIB}") as caught:
-                list(answers)
+                got.extend(len(item) for item in answers)
             assert grown() < 16 * MIB
+        assert got == before
         assert caught.value.code().name == "RESOURCE_EXHAUSTED"
+
+
+def test_counts_what_is_decompressed_on_event_loops_as_well(compressing: Callable[..., Channel]) -> None:
+    ask = compressing(MIB).on_loops("/it/answer")
+    got: list[int] = []
+
+    async def run() -> None:
+        async for item in ask.stream(b"10 20 %d 10" % (2 * MIB), timeout=PATIENCE):
+            got.append(len(item))
+
+    with pytest.raises(RpcError, match=f"over {MIB} vs. {MIB}"):
+        asyncio.run(run())
+    assert got == [10, 20]
 
 
 def test_what_nobody_has_read_yet_stays_compressed(compressing: Callable[..., Channel]) -> None:
@@ -226,11 +241,16 @@ def test_a_request_counts_as_what_it_is_decompressed_to(engine: str) -> None:
         with grpc.insecure_channel(
             f"unix:{client.announced.address}", options=[("grpc.max_send_message_length", -1)]
         ) as channel:
-            take = channel.unary_unary("/sizes.Sizes/Take")
-            with pytest.raises(grpc.RpcError, match="larger than max") as caught:
-                take(b"\x0a\x80\x80\x80\x40" + bytes(128 * MIB), compression=grpc.Compression.Gzip)
-            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert process.memory_info().rss - before < 64 * MIB
+            bomb = b"\x0a\x80\x80\x80\x20" + bytes(64 * MIB)
+            for ask, request in (
+                (channel.unary_unary("/sizes.Sizes/Take"), bomb),
+                (channel.stream_unary("/sizes.Streams/TakeAll"), iter((b"", b"\x0a\x01x", bomb, b""))),
+                (channel.stream_unary("/sizes.Streams/TakeAllSoon"), iter((b"", b"\x0a\x01x", bomb, b""))),
+            ):
+                with pytest.raises(grpc.RpcError, match="larger than max") as caught:
+                    ask(request, compression=grpc.Compression.Gzip, timeout=PATIENCE)
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert process.memory_info().rss - before < 32 * MIB
         assert client.dispense("sizes").take(b"still here") == 10
 
 

@@ -88,7 +88,6 @@ class Inbox:
                 try:
                     self._decompress_first()
                 except MessageError as error:
-                    self.messages.clear()
                     self.spoil(error.status)
                     return message
         self._uncredited -= size
@@ -99,7 +98,11 @@ class Inbox:
     def _decompress_first(self) -> None:
         """:raises MessageError: it is too large, or no gzip."""
         compressed = self.messages[0]
-        self.messages[0] = plain(compressed, self.max_receive, self.receiver)
+        try:
+            self.messages[0] = plain(compressed, self.max_receive, self.receiver)
+        except MessageError:
+            self.messages.clear()
+            raise
         self._first_size = len(compressed)
 
     def _expect_the_rest(self) -> None:
