@@ -295,8 +295,8 @@ class Probe:
             request_serializer=messages.HealthCheckRequest.SerializeToString,
             response_deserializer=messages.HealthCheckResponse.FromString,
         )
+        timeout = self._left()
         try:
-            timeout = self._left()
             answer = check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
         except self._client.rpc_error as error:
             code = _code(error)
