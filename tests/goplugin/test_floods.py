@@ -175,3 +175,28 @@ def test_a_start_ends_in_time(flooded: Callable[..., Client], protocol: str, opt
 @pytest.mark.parametrize("row", flooding.HANDSHAKES)
 def test_a_start_ends_in_time_though_the_handshake_of_tls_does_not(flooded: Callable[..., Client], row: str) -> None:
     check_start(flooded("tls", row, auto_mtls=True, start_timeout=START_TIMEOUT))
+
+
+@pytest.mark.parametrize(
+    ("way", "calls"),
+    [
+        ("http2", 400),
+        ("yamux under net/rpc", 400),
+        pytest.param("http2 under TLS", 400, marks=pytest.mark.long),
+        pytest.param("yamux under gRPC", 2000, marks=pytest.mark.long),
+    ],
+)
+def test_calls_end_in_time_when_what_they_send_is_never_read(
+    flooded: Callable[..., Client], way: str, calls: int
+) -> None:
+    """More of them than what lies between host and plugin has room for."""
+    protocol, options = WAYS[way]
+    client = flooded(protocol, "silence, and nothing is read", "call", "ping", "stop", **options)
+    plugin = client.dispense("flooded")
+
+    def call() -> None:
+        with deadline(0.002):
+            plugin.greet()
+
+    assert max(lateness(call, 0.002) for _ in range(calls)) < LATE
+    assert lateness(client.kill, GRACE) < LATE

@@ -52,6 +52,9 @@ _LONG, _MOMENT = 0.005, 0.001
 """Seconds. Who is busy for so long with what came at once, very many small pieces, has the lock for that time and would
 have it again before others get it, whose deadlines have come. So it takes less at a time, and leaves them a moment."""
 
+_UNPROVEN = 8192
+"""Bytes of requests, after which a caller that writes with nobody to watch over it sees first that there is room."""
+
 _INTERRUPTED = "who read or wrote for the calls on the connection was interrupted"
 
 
@@ -69,6 +72,7 @@ class ClientLink(Link):
         "_laborious",
         "_reading",
         "_resting",
+        "_unproven",
         "abandoned",
         "calls",
         "ended",
@@ -96,6 +100,7 @@ class ClientLink(Link):
         self.last_headers: tuple[Headers, Metadata] | None = None
         self.last_trailers: Headers | None = None
         self._reading = False
+        self._unproven = 0  # bytes of requests since the stream was last known to have room
         self._laborious = False  # whether the latest that was read took long
         self._background: threading.Thread | None = None
         self._background_wanted = threading.Condition(self.lock)
@@ -150,7 +155,13 @@ class ClientLink(Link):
         """
         connection = self.connection
         stream_id = 0
-        if not self._reading and not self.calls and not self.abandoned:
+        self._unproven += len(block) + len(message)
+        if (
+            not self._reading
+            and not self.calls
+            and not self.abandoned
+            and (self._unproven < _UNPROVEN or self._proven())
+        ):
             try:
                 with self._sending:
                     with self.lock:
@@ -193,14 +204,13 @@ class ClientLink(Link):
             connection = self.connection
             self.admit(call, block)
             stream_id = call.stream_id
-            crowded = len(self.calls) > 1
             if first is not None:
                 size = len(first)
                 if size <= JOINED_MESSAGE and connection.window(stream_id) >= size + 5:
                     connection.send_data(stream_id, PREFIX.pack(call.compressed, size) + first, ends)
                     first = None
         if first is None:
-            self._flush_for(call, guarded=crowded)
+            self._flush_for(call)
         else:
             self.send_message(call, first, ends)
 
@@ -238,14 +248,14 @@ class ClientLink(Link):
                 if not self._await_window(call):
                     return
                 self.queue(call.stream_id, rest, ends)
-            self._flush_for(call, guarded=True)
+            self._flush_for(call)
 
     def end_sending(self, call: Call) -> None:
         """Say that the request is complete."""
         with self.lock:
             if call.status is None and self.connection.is_sending(call.stream_id):
                 self.connection.send_data(call.stream_id, b"", end_stream=True)
-        self._flush_for(call, guarded=True)
+        self._flush_for(call)
 
     def cancel(self, call: Call, status: Status) -> bool:
         """End a call from this side. False when it was over already."""
@@ -286,7 +296,7 @@ class ClientLink(Link):
         if self.connection.due and not settled():
             try:
                 self.lock.release()
-                self._flush_for(call, guarded=True)  # it may be what opens the window
+                self._flush_for(call)  # it may be what opens the window
             finally:
                 self.lock.acquire()
         if not self.wait_for(call, settled, call.deadline):
@@ -303,15 +313,17 @@ class ClientLink(Link):
 
     # Writing
 
-    def _flush_for(self, call: Call, guarded: bool) -> None:
-        """Write, and end the connection if that is not done by the call's deadline.
+    def _proven(self) -> bool:
+        """Whether what was sent until now was read, so that as much again cannot block."""
+        if not self.stream.writable():
+            return False
+        self._unproven = 0
+        return True
 
-        A small request on a connection without other calls cannot block: the peer has read all that came before it.
-
-        :param guarded: whether it could block.
-        """
+    def _flush_for(self, call: Call) -> None:
+        """Write, and end the connection if that is not done by the call's deadline."""
         guard = None
-        if guarded and call.deadline is not None:
+        if call.deadline is not None:
             guard = self.timers.at(call.deadline, self._give_up_writing)
         try:
             if not self.connection.settings_seen:

@@ -26,11 +26,11 @@ from hybridload.errors import RemoteError
 from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GoType, Limits, Registry
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
-from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset, again
+from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset, again
 from hybridload.goplugin.streams.mux import MuxStream
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
-_SMALL = 1024  # bytes that a stream which says that it is writable takes without blocking
+_SMALL = 1024  # bytes that are sent by who calls while others call
 
 
 class NetRPCClient:
@@ -181,7 +181,7 @@ class NetRPCClient:
             while deadline is not None and self._unsent_bytes > _CHUNK and self._ended is None:
                 if not self._unsent_changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
                     raise TimeoutError("the calls before it were not sent in time")
-            at_most = _SMALL if self._calls else _CHUNK
+            at_most = _SMALL if self._calls else ROOM
             call = self._queue(method, argument, argument_type, reply_type, on_done)
         # Whoever is sending takes it along.
         while self._unsent and self._sending.acquire(blocking=False):

@@ -27,6 +27,10 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 """What can be sent. (`collections.abc.Buffer` is younger than the oldest Python that is supported.)"""
 
 
+ROOM = 32768
+"""Bytes that a stream which says that it is writable takes without blocking."""
+
+
 class StreamError(PluginError, ConnectionError):
     """A byte stream cannot do what it was asked for. The base of every error of a stream but `TimeoutError`."""
 
@@ -111,7 +115,7 @@ class Stream(Protocol):
         """
 
     def writable(self) -> bool:
-        """Whether a small `send` (1 KiB or less) would not block just now. False on a closed stream.
+        """Whether a `send` of up to `ROOM` would not block just now. False on a closed stream.
 
         For those who must never wait for the peer, e.g. a reading thread that owes an answer to a ping.
         """

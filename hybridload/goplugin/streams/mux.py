@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hybridload.goplugin.streams.base import Buffer, Stream, StreamClosed, StreamError, StreamReset, again
+from hybridload.goplugin.streams.base import ROOM, Buffer, Stream, StreamClosed, StreamError, StreamReset, again
 from hybridload.goplugin.streams.reading import MOMENT, Reading, Waiter
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.yamux import (
@@ -37,7 +37,7 @@ from hybridload.goplugin.streams.yamux import (
 )
 
 _CHUNK = 65536  # bytes per receive from below, and at most per frame of data, so that streams take turns
-_SMALL = 1024  # bytes that `Stream.writable` promises not to block on
+_SMALL = 1024  # bytes of control frames that are sent by whoever has caused them
 _LOOKS = 16  # reads of what came for others, before it is said that there is nothing for a stream
 _LOOK = 30.0  # seconds; the clock is looked at that often at least
 _LINGERING = 1024  # streams that were closed here and not by the peer; of more, the oldest are reset
@@ -591,7 +591,7 @@ class MuxStream:
         if self._sending.locked() or self._mux._writing.locked():
             return False
         with self._mux._lock:
-            if self._failure() is not None or not self._mux._session.can_send(self.stream_id, _SMALL):
+            if self._failure() is not None or not self._mux._session.can_send(self.stream_id, ROOM):
                 return False
         return self._mux._below.writable()
 
