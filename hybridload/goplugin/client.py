@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from hybridload.goplugin.streams.base import Listener
     from hybridload.goplugin.transport import TLS, Transport
 
+log = logging.getLogger(__name__)
+
 PROTOCOL_VARIABLES = (
     "PLUGIN_MIN_PORT",
     "PLUGIN_MAX_PORT",
@@ -744,7 +746,7 @@ class Client:
         patience = max(_PARTING, deadline - time.monotonic())
         common: dict[str, Any] = {
             "name": self.name,
-            "fate": _weakly(self.gone),
+            "fate": _weakly(self.gone, partial(_closed, self.name)),
             "stdout": self._stdout.sink(),
             "stderr": self._stderr.sink(),
             "call_timeout": self._call_timeout,
@@ -906,7 +908,11 @@ class Client:
                     self._ask_to_end(process, connection)
 
     def _ask_to_end(self, process: RunningPlugin, connection: Any) -> None:
-        asked = connection.shutdown(_GRACE)
+        try:
+            asked = connection.shutdown(_GRACE)
+        except Exception as error:  # there is no thread to be had, say: then it is killed without having been asked
+            log.debug("plugin %s cannot be asked to end: %s", self.name, error)
+            asked = False
         if not _ends(process, _GRACE if asked else 0):
             words = f"plugin {self.name} did not end when it was asked to; killing it"
             self._log.emit(LogEntry(logging.WARNING, words))
@@ -949,7 +955,7 @@ class Client:
             self._resources.close()
 
     def _closed(self) -> PluginClosed:
-        return PluginClosed(f"Plugin {self.name!r} was closed; load it again to use it.", plugin=self.name)
+        return _closed(self.name)
 
     def _crashed(self) -> PluginCrashed:
         code = self.returncode
@@ -981,15 +987,24 @@ def _ends(process: RunningPlugin, timeout: float) -> bool:
     return True
 
 
-def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method, for threads that do not keep its object alive; once that is gone it does nothing."""
+def _weakly(method: Callable[..., Any], otherwise: Callable[[], Any] | None = None) -> Callable[..., Any]:
+    """A method, for threads that do not keep its object alive.
+
+    :param otherwise: gives what is returned once that is gone; `None` by default.
+    """
     known = weakref.WeakMethod(method)
 
     def call(*args: Any) -> Any:
         found = known()
-        return None if found is None else found(*args)
+        if found is not None:
+            return found(*args)
+        return None if otherwise is None else otherwise()
 
     return call
+
+
+def _closed(name: str) -> PluginClosed:
+    return PluginClosed(f"Plugin {name!r} was closed; load it again to use it.", plugin=name)
 
 
 def _listen(folder: str | None, group: str | None) -> Listener:

@@ -268,11 +268,19 @@ def test_nothing_outlives_a_host_that_is_killed(how: str) -> None:
 
 def test_the_watcher_lets_go_of_what_was_released(run: Any) -> None:
     lifeline = Lifeline()
-    kept, _ = run("/bin/sleep", "60", lifeline=lifeline)
+    kept, _ = run("/bin/sleep", "60")
+    lifeline.guard(kept.pid)
     lifeline.release(kept.pid)
     lifeline.close()
     lifeline.close()
     assert not kept.wait(0.2)
+
+
+def test_what_nobody_has_let_go_of_ends_with_the_watcher(run: Any) -> None:
+    lifeline = Lifeline()
+    process, _ = run("/bin/sleep", "60", lifeline=lifeline)
+    lifeline.close()
+    assert process.wait(10)
 
 
 @pytest.mark.parametrize(

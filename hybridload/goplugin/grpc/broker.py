@@ -186,7 +186,7 @@ class GRPCBroker:
 
     def dispose_unclaimed(self, served: BrokeredServer, after: float) -> None:
         """Have a server closed unless somebody has connected to it within `after` seconds."""
-        self._disposed.put(_Expiry(time.monotonic() + after, served))
+        self._disposed.put(_Expiry(time.monotonic() + after, weakref.ref(served)))
 
     def close(self) -> None:
         """End the broker's stream and everything that it serves or dialled. Safe to call twice."""
@@ -412,8 +412,8 @@ class GRPCBroker:
             try:
                 disposed = self._disposed.get(timeout=due)
             except queue.Empty:
-                disposed = waiting.popleft().served
-                if disposed.claimed:
+                disposed = waiting.popleft().served()
+                if disposed is None or disposed.claimed:
                     continue
             if disposed is _END:
                 return
@@ -424,6 +424,7 @@ class GRPCBroker:
                 disposed.close()
             except Exception:
                 log.exception("plugin %s: a brokered connection could not be closed", self._name)
+            del disposed  # nothing of it is to wait here for the next one
 
     def _disown(self, closable: Any) -> None:
         with self._changed:
@@ -435,7 +436,8 @@ class _Expiry:
     """When a server is closed that nobody has connected to."""
 
     at: float
-    served: BrokeredServer
+    served: weakref.ref[BrokeredServer]
+    """Owned by the broker until it is disposed of: most have come and gone long before."""
 
 
 class Outgoing:

@@ -273,7 +273,7 @@ class ClientLink(Link):
         callbacks = call.end(status)
         if callbacks:
             try:
-                self.workers.submit(lambda: _run_all(callbacks))
+                self.workers.submit(lambda: _run_all(callbacks), patient=True)
             except WorkersClosed:
                 logger.debug("callbacks of %s are dropped: the channel is closed", call.method)
 
