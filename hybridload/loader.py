@@ -230,6 +230,11 @@ class Loader:
             name, chain=resolution.chain, origin=resolution.origin, last_error=None if error is None else str(error)
         )
 
+    def _isolation(self, name: str) -> str | None:
+        """Where a plugin runs, or ran last: what its status says, for whoever asks at every call."""
+        plugin = self._loaded.get(name)
+        return None if plugin is None else plugin.isolation
+
     def extension_manager(self) -> ExtensionManager[Any]:
         """The loaded plugins as a stevedore `ExtensionManager`, whatever their isolation, for code written for it."""
         from stevedore.extension import ExtensionManager

@@ -352,14 +352,38 @@ def program_stem(file_name: str) -> str | None:
     return stem if dot and suffix.lower() == "exe" else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process, with SIGSTOP or in a debugger; no, where the system does not tell."""
+    return _stat(pid)[:1] in (["T"], ["t"])
+
+
+def zombie_status(pid: int) -> int | None:
+    """The exit status, or minus the signal, of a process of this user that has ended and that nobody has waited for;
+    `None` where the system does not tell."""
+    fields = _stat(pid)
+    try:
+        if fields[:1] != ["Z"] or os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return None
+        return os.waitstatus_to_exitcode(int(fields[49]))  # field 52 of proc(5), counted from 1
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _stat(pid: int) -> list[str]:
+    """What proc(5) has of a process from its state on; empty where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            # The name before the last parenthesis may hold anything.
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in the system's own unit: with the pid it names a process for good. `None`: unknown."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            line = file.read()
-        # The name before the last parenthesis may hold anything; field 22 of proc(5), counted from 1.
-        return int(line.rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
+        return int(_stat(pid)[19])  # field 22
+    except (ValueError, IndexError):
         return None
 
 

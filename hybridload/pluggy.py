@@ -171,6 +171,10 @@ class _Target:
         self._method = method
         self._falling = falling  # one for all methods of a plugin: who comes second finds that it fell back already
 
+    def isolation(self) -> str | None:
+        """Where a call that is made now runs."""
+        return self._loader._isolation(self.plugin)
+
     def __call__(self, arguments: dict[str, Any]) -> Any:
         return getattr(self._handle, self._method)(**arguments)
 
@@ -179,16 +183,20 @@ class _Target:
             "plugin %s: the hook %s goes on without it: %s", self.plugin, self._method, escape_controls(str(error))
         )
 
-    def fall_back(self, error: Exception) -> None:
-        """Have it run in the next isolation of its chain; raises `error` when there is none."""
+    def fall_back(self, error: Exception, isolation: str | None) -> None:
+        """Have it run in the next isolation of its chain; raises `error` when there is none.
+
+        :param isolation: where the call was made. When it runs in another one by now, another call has fallen back, or
+            the loader has: no further.
+        """
         with self._falling:
             status = self._loader.status(self.plugin)
-            at = status.chain.index(status.isolation) if status.isolation in status.chain else len(status.chain)
-            behind = status.chain[at + 1 :]
-            if behind:
+            if status.isolation == isolation:
+                at = status.chain.index(isolation) if isolation in status.chain else len(status.chain)
+                behind = status.chain[at + 1 :]
+                if not behind:
+                    raise error
                 self._loader.switch(self.plugin, behind)
-            elif status.isolation != "in-process":  # where nothing crashes: another call has fallen back meanwhile
-                raise error
         log.warning("plugin %s: the hook %s fell back from: %s", self.plugin, self._method, escape_controls(str(error)))
 
 
@@ -199,12 +207,13 @@ def _call(target: _Target, method: Method, on_crash: OnCrash) -> Callable[[dict[
         return _async_call(target, on_crash)
 
     def call(arguments: dict[str, Any]) -> Any:
+        isolation = target.isolation()
         try:
             return target(arguments)
         except _CRASHES as error:
             if on_crash == "skip":
                 return target.skipped(error)
-            target.fall_back(error)
+            target.fall_back(error, isolation)
         return target(arguments)
 
     return call
@@ -212,12 +221,13 @@ def _call(target: _Target, method: Method, on_crash: OnCrash) -> Callable[[dict[
 
 def _async_call(target: _Target, on_crash: OnCrash) -> Callable[[dict[str, Any]], Any]:
     async def call(arguments: dict[str, Any]) -> Any:
+        isolation = target.isolation()
         try:
             return await target(arguments)
         except _CRASHES as error:
             if on_crash == "skip":
                 return target.skipped(error)
-            await asyncio.to_thread(target.fall_back, error)
+            await asyncio.to_thread(target.fall_back, error, isolation)
         return await target(arguments)
 
     return call

@@ -78,6 +78,8 @@ _DRAIN_TIMEOUT = 30.0
 """Seconds that calls in flight may take to end where they started, when a plugin is switched or closed."""
 _PARTING = 5.0
 """Seconds that calls in flight may take to fail after their plugin has died."""
+_RELOAD_PAUSE, _RELOAD_PAUSE_MAX = 0.5, 30.0
+"""Seconds until a reload that failed is tried again: at first, and at the most."""
 _START_TIMEOUT = 60.0
 """Seconds, where ``start_timeout`` is not set: go-plugin's, as a `Client` has them."""
 
@@ -161,9 +163,15 @@ class _Place:
     :param files: what is watched for it, as it was before the plugin read it.
     :param lost: it ended by itself, or does not answer, and the supervisor knows.
     :param doubted: a call there failed as it would if that were so.
+    :param reload_due: when another is to take its place because the files have changed (`time.monotonic`).
+    :param reload_pause: seconds until that is tried again, when it fails.
+    :param refusal: why it failed last, in words.
     """
 
-    __slots__ = ("attempts", "doubted", "files", "gate", "isolation", "lost", "methods", "running")
+    __slots__ = (
+        *("attempts", "doubted", "files", "gate", "isolation", "lost", "methods", "running"),
+        *("refusal", "reload_due", "reload_pause"),
+    )
 
     def __init__(self, isolation: Isolation, running: Running, files: list[WatchedFile]) -> None:
         self.isolation = isolation
@@ -174,6 +182,7 @@ class _Place:
         self.methods: dict[str, Methods] = {}
         self.lost = False
         self.doubted = False
+        self.reload_due, self.reload_pause, self.refusal = math.inf, _RELOAD_PAUSE, ""
 
 
 class _Examined(NamedTuple):
@@ -364,17 +373,33 @@ class LoadedPlugin:
             self._hear(Loaded(chain, place.isolation))
 
     def look(self) -> None:
-        """Look at the files that are watched for it, and reload it when one has changed."""
-        place = self._place
-        changed = place is not None and [each.path for each in place.files if each.changed()]
-        if self._closed or not changed:
+        """Look at the files that are watched for it, and reload it when one has changed.
+
+        What failed is tried again, later each time: a program may still have been open for writing, and what it needs
+        may come after it.
+        """
+        place, now = self._place, time.monotonic()
+        if place is None or self._closed:
+            return
+        if [each for each in place.files if each.changed()]:
+            place.reload_due, place.reload_pause, place.refusal = now, _RELOAD_PAUSE, ""
+        if now < place.reload_due:
             return
         try:
             self.reload()
         except PluginError as error:
-            if not self._closed:
+            place.reload_due = time.monotonic() + place.reload_pause
+            place.reload_pause = min(2 * place.reload_pause, _RELOAD_PAUSE_MAX)
+            if not self._closed and str(error) != place.refusal:
+                place.refusal = str(error)
                 self._keep("was to be reloaded, because its files changed; what ran before goes on", error)
                 self._host.tell()
+
+    @property
+    def isolation(self) -> str | None:
+        """Where it runs, or ran last."""
+        place = self._place
+        return None if place is None else place.isolation
 
     @property
     def watches(self) -> bool:

@@ -151,7 +151,7 @@ def test_the_environment_is_inherited_and_added_to(new_client: NewClient, monkey
 def test_nothing_is_inherited_when_that_is_asked_for(new_client: NewClient) -> None:
     got = environment(new_client(inherit_env=False, env={"ADDED": "1"}))
     ours = {name for name in got if not name.startswith("PLUGIN_")}
-    assert ours <= {"ADDED", "BASIC_PLUGIN", "HYBRIDLOAD_ENGINE", "HYBRIDLOAD_TEST_ID"}
+    assert ours <= {"ADDED", "BASIC_PLUGIN", "HYBRIDLOAD_ENGINE", "HYBRIDLOAD_TEST_ID", "HYBRIDLOAD_PROCESS"}
 
 
 def test_only_the_variables_named_are_inherited(new_client: NewClient, monkeypatch: pytest.MonkeyPatch) -> None:

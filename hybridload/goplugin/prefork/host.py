@@ -13,11 +13,13 @@ for the next one's.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -33,10 +35,14 @@ if TYPE_CHECKING:
     from hybridload.goplugin.lifeline import Lifeline
     from hybridload.goplugin.process import Child, ProcessSpec
 
+log = logging.getLogger(__name__)
+
 _START_TIMEOUT = 60.0
 """Seconds, where no other time is given: as `Client` has it."""
 _REAP_TIMEOUT = 10.0
 """Seconds for the status of a process that has ended already."""
+_REAP_PATIENCE = 0.5
+"""Seconds that the news of a crash waits for it."""
 _READ_AT_START = ("PYTHON", "LC_", "LD_", "MALLOC_", "PROTOCOL_BUFFERS_", "OPENSSL_", "CRYPTOGRAPHY_")
 _READ_AT_START_TOO = ("LANG", "GLIBC_TUNABLES")
 _HANDED_ON = ("Umask:", "Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp", "Cpus_allowed:", "Mems_allowed:")
@@ -151,7 +157,8 @@ class ForkServer:
         ) from why
 
     def _current(self, lifeline: Lifeline) -> _Server:
-        if self._server is not None and self._server.has_ended():
+        # One that somebody has stopped answers nobody, for as long as that pleases them.
+        if self._server is not None and (self._server.has_ended() or platforms.is_stopped(self._server.pid)):
             self._drop()
         if self._server is None:
             self._server = _Server(lifeline)
@@ -185,6 +192,8 @@ class _Server:
 
         self._lifeline = lifeline
         self._lock = threading.Lock()
+        self._owed = 0  # replies that nobody has waited for long enough
+        self._to_reap: deque[int] = deque()
         self.read_at_start = _read_at_start(os.environ)
         self.handed_on = _handed_on()
         ours, theirs = socket.socketpair()
@@ -231,6 +240,13 @@ class _Server:
             raise _Gone("did not answer in time")
         try:
             self._socket.settimeout(timeout)
+            while self._to_reap:
+                send(self._socket, {"reap": self._to_reap[0]})
+                self._to_reap.popleft()
+                self._owed += 1
+            while self._owed:
+                receive(self._socket)
+                self._owed -= 1
             send(self._socket, request, descriptors)
             received = receive(self._socket)
         except BaseException as error:
@@ -251,13 +267,38 @@ class _Server:
     def reap(self, pid: int) -> int | None:
         """The exit status of a child that has ended.
 
+        One that has been stopped, or is at something else, does not hold up the news of a crash: the status is read off
+        the system then, and the child is reaped before the next request.
+
         :raises _Gone: it has ended as well, and the child is an orphan.
         """
+        from hybridload.goplugin.prefork.messages import receive, send
+
+        ends = time.monotonic() + _REAP_PATIENCE
+        if not self._lock.acquire(timeout=_REAP_PATIENCE):
+            self._to_reap.append(pid)
+            return platforms.zombie_status(pid)
         try:
-            status: int | None = self.ask({"reap": pid}, timeout=_REAP_TIMEOUT)["status"]
-        except _Gone:
+            if self._owed or self._to_reap:
+                self._to_reap.append(pid)
+                return platforms.zombie_status(pid)
+            self._socket.settimeout(_REAP_TIMEOUT)
+            send(self._socket, {"reap": pid})
+            self._owed += 1
+            if not _comes(self._socket.fileno(), max(0.0, ends - time.monotonic())):
+                return platforms.zombie_status(pid)
+            received = receive(self._socket)
+            self._owed -= 1
+        except OSError as error:
+            received = None
+            log.debug("the fork server did not answer: %s", error)
+        finally:
+            self._lock.release()
+        if received is None:
+            self._kill()
             platforms.wait_without_reaping(self._popen.pid)
-            raise
+            raise _Gone("has ended")
+        status: int | None = received[0]["status"]
         return status
 
     def has_ended(self) -> bool:
@@ -343,10 +384,15 @@ class _Forked:
             return None
         return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
-    def _ends(self, timeout: int | None) -> bool:
-        poll = select.poll()
-        poll.register(self._watch, select.POLLIN)
-        return bool(poll.poll(timeout))
+    def _ends(self, timeout: float | None) -> bool:
+        return _comes(self._watch, timeout)
+
+
+def _comes(descriptor: int, timeout: float | None) -> bool:
+    """Whether something can be read within so many seconds."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
