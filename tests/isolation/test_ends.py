@@ -99,6 +99,7 @@ def nothing_runs(pids: list[int]) -> Callable[[], bool]:
 ENDS = """
 import atexit, json, logging
 from hybridload import Loader
+from hybridload.errors import PluginError
 from hybridload.goplugin import Client
 logging.disable()  # what a plugin writes about its end is its own
 from ends_sdk import PLUGINS, HANDSHAKE
@@ -130,7 +131,7 @@ class Session:
                 act()
                 told[what] = "done"
             except Exception as error:
-                told[what] = type(error).__name__
+                told[what] = "refused" if isinstance(error, PluginError) else type(error).__name__
         print(json.dumps(told), flush=True)
 
 session = Session()
@@ -150,16 +151,19 @@ def test_whatever_is_asked_while_the_interpreter_ends_it_ends_and_so_does_every_
     assert (done.returncode, done.stderr) == (0, "")
     pids, told = map(json.loads, done.stdout.splitlines())
     wait_until(nothing_runs(pids))
-    works = ("call", "call of a client", "reload", "load", "start") if when == "atexit" else ()
-    refused = dict.fromkeys(told, "PluginClosed")
-    assert told == {**refused, **dict.fromkeys(works, "done"), "kill": "done", "close": "done"}
+    works = ("kill", "close") if when == "__del__" else ("kill", "close", "call")
+    assert {told.pop(each) for each in works} == {"done"}
+    # Python 3.12 starts no thread any more when it calls what `atexit` knows of; others do.
+    assert set(told.values()) <= ({"refused"} if when == "__del__" else {"refused", "done"})
 
 
 # When nobody has it any more
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loader_that_is_dropped_ends_its_plugins_once_their_objects_are_gone_as_well(config: Path, name: str) -> None:
+def test_a_loader_that_is_dropped_ends_its_plugins_once_their_objects_are_gone_as_well(
+    config: Path, name: str, recwarn: pytest.WarningsRecorder
+) -> None:
     loader = Loader(config=config)
     greeter = loader.load(name)
     pid = loader.status(name).pid
@@ -167,14 +171,17 @@ def test_a_loader_that_is_dropped_ends_its_plugins_once_their_objects_are_gone_a
     del loader
     gc.collect()
     assert greeter.greet().startswith("Hello")
-    with pytest.warns(ResourceWarning, match="dropped without close"):
-        del greeter
-        gc.collect()
+    recwarn.clear()
+    del greeter
+    gc.collect()
+    assert "dropped without close()" in str(recwarn.pop(ResourceWarning).message)
     wait_until(nothing_runs([pid]))
 
 
 @pytest.mark.parametrize("netrpc", [False, True], ids=["grpc", "netrpc"])
-def test_a_client_that_is_dropped_ends_its_plugin_once_its_objects_are_gone_as_well(config: Path, netrpc: bool) -> None:
+def test_a_client_that_is_dropped_ends_its_plugin_once_its_objects_are_gone_as_well(
+    config: Path, netrpc: bool, recwarn: pytest.WarningsRecorder
+) -> None:
     from ends_sdk import HANDSHAKE, PLUGINS  # type: ignore[import-not-found]
 
     with Loader(config=config) as loader:
@@ -187,9 +194,10 @@ def test_a_client_that_is_dropped_ends_its_plugin_once_its_objects_are_gone_as_w
     del client
     gc.collect()
     assert greeter.greet().startswith("Hello")
-    with pytest.warns(ResourceWarning, match="dropped without kill"):
-        del greeter
-        gc.collect()
+    recwarn.clear()
+    del greeter
+    gc.collect()
+    assert "dropped without kill()" in str(recwarn.pop(ResourceWarning).message)
     wait_until(nothing_runs([pid]))
 
 
