@@ -162,7 +162,7 @@ def test_who_reattaches_names_the_address(unreachable: str) -> None:
 def test_an_offer_of_the_brokers_is_held_to_that(told: tuple[str, str], words: str) -> None:
     transport = SocketTransport(inwards=LocalRunner().plugin_to_host)
     with closing(GRPCBroker(transport, SimpleNamespace(), None, name="it")) as broker:  # type: ignore[arg-type]
-        broker.receive(messages.ConnInfo(service_id=1, network=told[0], address=told[1]))
+        broker.receive([messages.ConnInfo(service_id=1, network=told[0], address=told[1])])
         with pytest.raises(BrokerError, match=f"id 1 names the address .*{words}"):
             broker.dial(1)
 

@@ -22,6 +22,7 @@ from hybridload.errors import (
     NoUsableIsolation,
     PluginError,
     PluginNotFound,
+    RemoteError,
     StartTimeout,
 )
 from hybridload.supervise import Policy
@@ -36,6 +37,8 @@ class Reporter(Protocol):
     def environment(self) -> dict[str, str]: ...
     def place(self) -> list[str]: ...
     def wait(self, seconds: float) -> None: ...
+    def fill(self, size: int) -> bytes: ...
+    def measure(self, data: bytes) -> int: ...
 
 PLUGINS = {"reporter": Reporter}
 HANDSHAKE = Handshake("ISOLATION_TEST", "on")
@@ -57,6 +60,10 @@ class Reporter:
         return [os.getcwd(), sys.executable, repr(self.options), repr(sys.argv[1:])]
     def wait(self, seconds):
         time.sleep(seconds)
+    def fill(self, size):
+        return bytes(size)
+    def measure(self, data):
+        return len(data)
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -167,6 +174,20 @@ def test_a_call_may_take_so_long(reporter: Any, isolation: str) -> None:
     plugin.wait(0.0)
     with pytest.raises(CallTimeout, match=r"'reporter' did not answer within 1.5 s"):
         plugin.wait(60.0)
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_a_message_may_be_so_large(reporter: Any, isolation: str) -> None:
+    loader, plugin = reporter(isolation, 'max_message = "64KiB"')
+    with pytest.raises(RemoteError, match="Raise the host's limit"):
+        plugin.fill(1 << 17)
+    if isolation == "external":  # a program says by itself what it takes
+        assert plugin.measure(bytes(1 << 17)) == 1 << 17
+    else:
+        with pytest.raises(RemoteError, match="Raise the plugin's limit"):
+            plugin.measure(bytes(1 << 17))
+    assert len(plugin.fill(1 << 15)) == plugin.measure(bytes(1 << 15)) == 1 << 15
+    assert loader.status("reporter").restarts == 0
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
