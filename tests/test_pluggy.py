@@ -19,12 +19,13 @@ import pytest
 from hybridload import Loader
 from hybridload.errors import ConfigError, ContractError, PluginClosed, PluginCrashed
 from hybridload.pluggy import register
+from tests.isolation.conftest import wait_until
 
 hookspec = pluggy.HookspecMarker("shop")
 hookimpl = pluggy.HookimplMarker("shop")
 
 SDK = """
-import asyncio, os, signal
+import asyncio, os, signal, time, uuid
 from typing import Protocol
 import pluggy
 from hybridload import Handshake
@@ -36,6 +37,7 @@ class Hooks(Protocol):
     def pid(self) -> int: ...
     def announce(self, what: str) -> list[str]: ...
     def crash(self, times: int) -> int: ...
+    def hold(self, folder: str) -> int: ...
     async def slow(self, number: int) -> int: ...
     async def slow_crash(self) -> int: ...
     @hookimpl(specname="named")
@@ -56,6 +58,11 @@ class Shop:
         if os.environ.get("SHOP_CHILD"):
             os.kill(os.getpid(), signal.SIGKILL)
         return times
+    def hold(self, folder):
+        open(f"{folder}/{uuid.uuid4().hex}.held", "w").close()
+        while not os.path.exists(f"{folder}/go"):
+            time.sleep(0.002)
+        return os.getpid()
     async def slow(self, number):
         await asyncio.sleep(0)
         return 2 * number
@@ -95,6 +102,8 @@ class Spec:
     def announce(self, what: str) -> Any: ...
     @hookspec
     def crash(self, times: int) -> Any: ...
+    @hookspec
+    def hold(self, folder: str) -> Any: ...
     @hookspec
     def slow(self, number: int) -> Any: ...
     @hookspec
@@ -298,6 +307,38 @@ def test_crashes_on_many_threads_fall_back_together(open_shop: Open) -> None:
         results = list(pool.map(lambda times: manager.hook.crash(times=times), range(40), timeout=60))
     assert results == [[times] for times in range(40)]
     assert loader.status("one").isolation == "in-process"
+
+
+PROGRAM = """
+from hybridload import serve
+from shop_sdk import HANDSHAKE, PLUGINS, Shop
+serve(PLUGINS, {"hooks": Shop()}, handshake=HANDSHAKE)
+"""
+
+
+@pytest.mark.parametrize("falls_by_itself", [False, True])
+def test_calls_in_flight_at_one_crash_fall_back_once(
+    open_shop: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, falls_by_itself: bool
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = f"command = {[sys.executable, str(tmp_path / 'program.py')]}\n"
+    restarts = "max_restarts = 0\n" if falls_by_itself else ""
+    config = CONFIG.replace("[plugins.one]\n", f"[plugins.one]\n{command}{restarts}")
+    (tmp_path / "plugins.toml").write_text(config)
+    loader, manager = open_shop(["external", "subprocess", "in-process"], "one"), new_manager()
+    register(loader, manager, on_crash="fallback")
+    before = loader.status("one").pid
+    assert before is not None
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(manager.hook.hold, folder=str(tmp_path)) for _ in range(4)]
+        wait_until(lambda: len(list(tmp_path.glob("*.held"))) == 4)
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: len(list(tmp_path.glob("*.held"))) >= 8)  # again, where they are by now
+        (tmp_path / "go").touch()
+        after = {pid for call in calls for pid in call.result(60)}
+    assert not {before, os.getpid()} & after
+    assert loader.status("one").isolation == "subprocess"
 
 
 def test_an_async_crash_falls_back_as_well(open_shop: Open) -> None:

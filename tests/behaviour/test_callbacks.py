@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
 from typing import Any
 
 import pytest
@@ -70,6 +73,19 @@ def test_a_callback_that_fails_fails_the_call(everything: Any, row: Row) -> None
 
     with pytest.raises(RemoteError if row.differs("text-errors") else LookupError, match="did not get that"):
         everything.tell(Deaf(), ["that"])
+
+
+def test_an_object_that_nobody_has_any_more_is_kept_by_nobody(everything: Any) -> None:
+    listeners = [Listener() for _ in range(20)]
+    for listener in listeners:
+        assert everything.tell(listener, ["abc"]) == ["cba"]
+    kept = [weakref.ref(listener) for listener in listeners]
+    del listener, listeners
+    deadline = time.monotonic() + 20  # less than an object waits for somebody to connect
+    while any(each() is not None for each in kept):
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.01)
 
 
 def test_objects_are_told_apart(everything: Any) -> None:

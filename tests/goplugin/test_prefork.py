@@ -333,8 +333,9 @@ def test_a_killed_fork_server_ends_its_plugins_and_the_next_start_makes_another(
 
 
 def test_a_fork_server_that_does_not_answer_holds_up_no_start_for_longer_than_its_time(
-    folder: Path, lifeline: Lifeline
+    folder: Path, lifeline: Lifeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(platforms, "is_stopped", lambda pid: False)  # it hangs: a stopped one is replaced
     server = ForkServer()
     try:
         with forked(server, lifeline):

@@ -92,6 +92,20 @@ def test_edited_code_is_what_runs_after_a_reload(employ: Employ, tmp_path: Path,
     assert work.worker.double(2) == 6
 
 
+def test_a_reload_that_failed_is_tried_again_though_the_files_stay_as_they_are(employ: Employ, tmp_path: Path) -> None:
+    """As with a program that is still open for writing when it is looked at for the last time."""
+    work = employ(watch=True)
+    edit(work, "2 * number", "3 * number + __import__('missing_for_now').NOTHING")
+    edit(work, "import asyncio,", "import missing_for_now, asyncio,")
+    refused = work.story.wait_for("kept")
+    assert "missing_for_now" in refused.message
+    assert work.worker.double(2) == 4
+    (tmp_path / "missing_for_now.py").write_text("NOTHING = 0")
+    work.story.wait_for("running")
+    assert work.worker.double(2) == 6
+    assert len({event.message for event in work.story.named("kept")}) == len(work.story.named("kept"))
+
+
 @pytest.mark.parametrize("isolation", ["in-process", "subprocess"])
 def test_so_many_calls_at_once(employ: Employ, isolation: str) -> None:
     work = employ("max_concurrency = 2", isolation=isolation)

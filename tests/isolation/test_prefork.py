@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import psutil
 import pytest
 
 from hybridload import platforms
 from hybridload.errors import PluginCrashed
-from tests.isolation.conftest import Employ, Workplace
+from tests.isolation.conftest import PATIENCE, Employ, Workplace
 
 pytestmark = pytest.mark.skipif(not platforms.has_fork_server(), reason="plugins are not forked on this system")
 
@@ -58,3 +59,24 @@ def test_the_end_of_the_fork_server_is_that_of_its_plugins_which_another_one_sta
     assert work.worker.double(2) == 4
     assert (parent(work), work.status().pid) != (server, pid)
     assert work.status().restarts == 1
+
+
+def test_one_that_is_stopped_holds_up_no_news_of_a_crash(employ: Employ) -> None:
+    work = employ("prefork = true", f"{ANOTHER}prefork = true")
+    work.loader.load("another")
+    server = parent(work)
+    call, _ = work.in_the_middle(work.worker.wait_for)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        work.kill()
+        with pytest.raises(PluginCrashed) as caught:
+            call.result(PATIENCE)
+        assert time.monotonic() - started < 5
+        assert caught.value.returncode == -signal.SIGKILL
+        work.story.wait_for("running")
+        assert work.worker.double(2) == 4
+        assert parent(work) != server
+    finally:
+        if psutil.pid_exists(server):
+            os.kill(server, signal.SIGCONT)

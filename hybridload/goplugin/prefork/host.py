@@ -41,7 +41,7 @@ _START_TIMEOUT = 60.0
 """Seconds, where no other time is given: as `Client` has it."""
 _REAP_TIMEOUT = 10.0
 """Seconds for the status of a process that has ended already."""
-_REAP_PATIENCE = 0.5
+_REAP_PATIENCE = 0.1
 """Seconds that the news of a crash waits for it."""
 _READ_AT_START = ("PYTHON", "LC_", "LD_", "MALLOC_", "PROTOCOL_BUFFERS_", "OPENSSL_", "CRYPTOGRAPHY_")
 _READ_AT_START_TOO = ("LANG", "GLIBC_TUNABLES")
