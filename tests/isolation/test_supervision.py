@@ -201,6 +201,12 @@ def test_what_hangs_is_found_and_replaced(employ: Employ) -> None:
     assert work.worker.pid() != before
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether all its threads are: until the signal has reached them, one of them may go on answering."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) <= {"T"}
+
+
 HUNG: dict[str, list[str]] = {
     "direct": [],
     "grpcio": [],
@@ -229,7 +235,7 @@ def test_what_hangs_holds_up_nobody_who_leaves_it(
             work.loader.switch("worker", "subprocess")
         with deadline(PATIENCE):
             assert work.worker.double(2) == 4
-        work.kill(signal.SIGSTOP)
+        wait_until(partial(is_stopped, work.kill(signal.SIGSTOP)))
         began = time.monotonic()
         calls = [
             in_thread(work.worker.double, 2),
