@@ -99,6 +99,7 @@ class Loader:
         self._loaded: Mapping[str, LoadedPlugin] = {}
         self._closed = False
         self._config_file: WatchedFile | None = None
+        self._refusal: str | None = None
         if self._settings.host.watch and self._settings.path is not None:
             self._config_file = WatchedFile(self._settings.path)
             self._look_later()
@@ -457,10 +458,16 @@ class Loader:
         before = self._settings
         try:
             settings = load_settings(before.path, environ=os.environ)
+            before.check_successor(settings)
             sources = Sources(settings, group=self._group)
         except PluginError as error:
-            self._tell(None, "kept", f"the changed configuration is refused, the one before stays: {error}", error)
+            assert self._config_file is not None
+            self._config_file.look_again()  # whatever it could not be read for may be over
+            if str(error) != self._refusal:
+                self._refusal = str(error)
+                self._tell(None, "kept", f"the changed configuration is refused, the one before stays: {error}", error)
             return
+        self._refusal = None
         with self._lock:
             self._settings, self._sources = settings, sources
             loaded = self._loaded
@@ -470,13 +477,16 @@ class Loader:
         for key in fixed:
             self._tell(None, "kept", f"{settings.key('host', key)} takes effect when the host is started again")
         for name, plugin in loaded.items():
-            self._apply(name, plugin, sources)
+            self._apply(name, plugin, sources, before.takes_away(name, settings))
 
-    def _apply(self, name: str, plugin: LoadedPlugin, sources: Sources) -> None:
+    def _apply(self, name: str, plugin: LoadedPlugin, sources: Sources, taken_away: bool) -> None:
         try:
             if plugin.apply(sources.resolve(name), sources):
                 self._tell(name, "configured", "the changed configuration is in force")
         except PluginNotFound as error:
+            if not taken_away:  # it is being installed or built anew
+                self._tell(name, "kept", f"it is not found at the moment, and goes on as it is: {error}", error)
+                return
             with self._lock:
                 self._loaded = {each: loaded for each, loaded in self._loaded.items() if each != name}
             plugin.close("is no longer in the configuration, or disabled there: load it again once it is back")

@@ -55,6 +55,10 @@ class WatchedFile:
         self._known = self._last
         return True
 
+    def look_again(self) -> None:
+        """Have it count as changed at the next look: nothing came of it at this one."""
+        self._known = None
+
 
 def files_of(resolution: Resolution, isolation: str) -> list[Path]:
     """The files that make a plugin what it is, as far as one can tell from outside its process.

@@ -104,6 +104,7 @@ def _settings(document: object, path: Path, prefix: str, overrides: Mapping[str,
         defaults=_merged(defaults, {}, f"{where}defaults.isolation", ""),
         plugins=plugins,
         overrides=overrides,
+        has_host="host" in tables,
     )
 
 

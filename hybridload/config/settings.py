@@ -113,6 +113,7 @@ class Settings:
     :param prefix: what stands before the keys of the file, for messages: ``"tool.hybridload."`` in a pyproject.toml.
     :param plugins: what the file says of each plugin that it names, on top of `defaults`.
     :param overrides: what the environment says, by variable.
+    :param has_host: whether the file has a table `[host]`.
     """
 
     path: Path | None = None
@@ -121,6 +122,7 @@ class Settings:
     defaults: PluginSettings = PluginSettings()
     plugins: Mapping[str, PluginSettings] = field(default_factory=dict)
     overrides: Mapping[str, Chain] = field(default_factory=dict)
+    has_host: bool = False
 
     def for_plugin(self, name: str) -> PluginSettings:
         """All that is set for a plugin, whether the file names it or not."""
@@ -137,6 +139,28 @@ class Settings:
     def key(self, *parts: str) -> str:
         """How messages name a key: the file and the dotted path, as one would write it in TOML."""
         return f"{self.path}: {self.prefix}{dotted(*parts)}"
+
+    def check_successor(self, after: Settings) -> None:
+        """Refuse what a file that is being written has for a moment, or one whose disk is full: nothing, or not all.
+
+        :param after: what the same file says now.
+        :raises ConfigError: it has lost its table `[host]`.
+        """
+        if self.has_host and not after.has_host:
+            raise ConfigError(
+                f"{after.key('host')}: the file has no such table any more, and had one: is it being written? A table "
+                "may be empty, but has to be there."
+            )
+
+    def takes_away(self, name: str, after: Settings) -> bool:
+        """Whether a change of the file is why a plugin is not found any more, and not something that is missing for a
+        moment where the file says that it is.
+
+        :param after: what the same file says now.
+        """
+        searched = [(each.group, each.path, each.pattern) for each in (self.host, after.host)]
+        named = [name in each.plugins for each in (self, after)]
+        return named == [True, False] or searched[0] != searched[1] or not after.for_plugin(name).enabled
 
     def check_variable(self, name: str, names: Iterable[str]) -> None:
         """Refuse a variable that could mean another plugin as well.

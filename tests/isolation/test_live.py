@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from hybridload.config import reading
 from hybridload.errors import CallTimeout, PluginBusy, PluginClosed, PluginNotFound
-from tests.isolation.conftest import PATIENCE, Employ, Open, Workplace, Write, in_thread, wait_until
+from tests.isolation.conftest import (
+    PATIENCE,
+    WORK,
+    WORK_CONFIG,
+    Employ,
+    Open,
+    Story,
+    Workplace,
+    Write,
+    in_thread,
+    wait_until,
+)
 
 
 def test_under_load_no_call_is_lost_or_carried_out_twice(employ: Employ) -> None:
@@ -70,6 +84,64 @@ def test_a_changed_config_disturbs_those_alone_that_it_changes(employ: Employ) -
     work.story.wait_for("configured", 2)
     assert work.worker.double(2) == 5
     assert work.worker.pid() != before
+
+
+LOST: dict[str, Callable[[str], str]] = {
+    "empty": lambda text: "",
+    "a comment": lambda text: "# to be written\n",
+    "no [host]": lambda text: text[text.index("[defaults]") :],
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST)
+def test_a_file_that_is_being_written_ends_nothing(employ: Employ, lose: Callable[[str], str]) -> None:
+    work = employ(watch=True)
+    before, text = work.worker.pid(), work.config.read_text()
+    work.config.write_text(lose(text))
+    assert "is it being written?" in work.story.wait_for("kept").message
+    assert work.worker.pid() == before
+    work.config.write_text(text.replace("notes = ", "offset = 1, notes = "))
+    work.story.wait_for("configured")
+    assert work.worker.double(2) == 5
+    assert work.story.named("closed") == []
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(employ: Employ, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = employ(watch=True)
+    read, short = reading.read_file, threading.Event()
+
+    def read_file(path: Path) -> bytes:
+        if not short.is_set():
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
+
+    monkeypatch.setattr(reading, "read_file", read_file)
+    work.config.write_text(work.config.read_text().replace("notes = ", "offset = 1, notes = "))
+    assert "Too many open files" in work.story.wait_for("kept").message
+    short.set()
+    work.story.wait_for("configured")
+    assert work.worker.double(2) == 5
+    assert len(work.story.named("kept")) == 1
+
+
+def test_what_is_not_found_for_a_moment_goes_on(
+    write_module: Write, install: Callable[..., None], open_loader: Open, tmp_path: Path
+) -> None:
+    write_module("work_sdk", WORK)
+    install(worker="work_sdk:Worker")
+    loader = open_loader(config=WORK_CONFIG.partition("[plugins.worker]")[0].replace("[host]", "[host]\nwatch = true"))
+    worker = loader.load("worker")
+    story, before = Story(loader), worker.pid()
+    for entry_points in tmp_path.glob("*.dist-info/entry_points.txt"):
+        entry_points.unlink()  # as while it is installed anew
+    config = tmp_path / "plugins.toml"
+    config.write_text(config.read_text().replace("[defaults]", "[defaults]\nmax_restarts = 7"))
+    assert "is not found at the moment" in story.wait_for("kept").message
+    assert worker.pid() == before
+    config.write_text(config.read_text() + "enabled = false\n")
+    story.wait_for("closed")
+    with pytest.raises(PluginClosed):
+        worker.pid()
 
 
 def edit(work: Workplace, before: str, after: str) -> None:
