@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from hybridload import platforms
 from hybridload.errors import ConfigError, PermissionDenied, PluginError, PluginNotFound
 
 Command = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -199,7 +200,7 @@ def _on_path(name: str, base: Path | None, plugin: str | None) -> str:
     found = shutil.which(name)
     if found is not None:
         return os.path.abspath(found)
-    beside = (base or Path.cwd()) / name
+    beside = Path(base or platforms.working_folder() or os.sep, name)
     hint = f' There is a file {beside}: write "./{name}" for that one.' if beside.is_file() else ""
     raise PluginNotFound(
         f"{_subject(plugin)}there is no program {name!r} on PATH.{hint or ' Install it, or give its path.'}",

@@ -308,6 +308,14 @@ def _memory_file(name: str) -> int | None:
     return None
 
 
+def working_folder() -> str | None:
+    """The working directory; `None` when it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
 def temporary_folder() -> str:
     """Where temporary files go: what `tempfile.gettempdir` says, which takes milliseconds to import."""
     if sys.platform != "win32":

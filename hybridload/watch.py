@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridload import platforms
 from hybridload.errors import PluginError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def files_of(resolution: Resolution, isolation: str) -> list[Path]:
 
 
 def _program_files(external: External) -> list[Path]:
-    folder = external.cwd or Path.cwd()
+    folder = Path(external.cwd or platforms.working_folder() or os.sep)
     try:
         with external.resolve() as (program, *arguments):
             return [Path(program), *(folder / word for word in arguments if (folder / word).is_file())]

@@ -8,9 +8,22 @@ from __future__ import annotations
 
 import sys
 
+from hybridload.cli.interrupts import EXIT_CODE, Interrupts
+
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    interrupts = Interrupts()
+    try:
+        interrupts.take_up()
+        code = _run()
+        interrupts.done()
+    except KeyboardInterrupt:
+        code = EXIT_CODE
+    sys.exit(EXIT_CODE if interrupts.came else code)
+
+
+def _run() -> int:
     try:
         from hybridload.cli.app import run
     except ModuleNotFoundError as error:
@@ -20,5 +33,5 @@ def main() -> None:
         sys.stderr.write(
             f"hybridload: the command line needs {missing}, which is not installed: pip install 'hybridload[cli]'\n"
         )
-        sys.exit(2)
-    sys.exit(run())
+        return 2
+    return run()

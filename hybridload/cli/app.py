@@ -11,6 +11,7 @@ import traceback
 
 import typer
 
+from hybridload.cli import interrupts
 from hybridload.cli.calling import call_plugin
 from hybridload.cli.listing import list_plugins
 from hybridload.cli.output import ReaderGone, discarded_stdout, one_line
@@ -20,7 +21,7 @@ from hybridload.cli.session import CallFailed, Session
 from hybridload.control_characters import escape_controls
 from hybridload.errors import ConfigError, ContractError, PluginNotFound
 
-FAILED, MISUSED, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+FAILED, MISUSED, READER_GONE = 1, 2, 141
 
 app = typer.Typer(
     help="Load, list, call, serve and probe plugins, whatever their isolation.",
@@ -47,7 +48,7 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return INTERRUPTED
+        return interrupts.EXIT_CODE
     except (ReaderGone, BrokenPipeError):
         with discarded_stdout():
             return READER_GONE

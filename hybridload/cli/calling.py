@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from hybridload.cli.session import (
     open_loader,
     read_settings,
 )
-from hybridload.cli.values import find_method, read_arguments, to_json
+from hybridload.cli.values import find_method, given_text, read_arguments, to_json
 from hybridload.config import isolation_chain
 from hybridload.contract import Method
 
@@ -69,7 +68,7 @@ def call_plugin(
     chain = (
         None if isolation is None else isolation_chain([each.strip() for each in isolation.split(",")], "--isolation")
     )
-    text = sys.stdin.read() if arguments == "-" else arguments
+    text = None if arguments is None else given_text(arguments)
     with Results() as results, open_loader(config, group, plugins, handshake) as loader:
         handle = loader.load(name, interface_of(kind, plugins, handshake, read_settings(config)), isolation=chain)
         found = find_method(handle, method, plugin=name)

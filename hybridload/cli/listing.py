@@ -16,6 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from hybridload import platforms
 from hybridload.cli.output import Results, one_line
 from hybridload.cli.session import (
     ConfigOption,
@@ -156,8 +157,9 @@ def _table(rows: list[Row], config: Path | None) -> Table:
 
 def _brief(text: str, config: Path | None) -> str:
     """Paths below the working directory without it, and those in the config's folder from there."""
-    for folder in (os.getcwd(), *(() if config is None else (str(config.parent),))):
-        text = text.replace(folder.rstrip("/") + os.sep, "")
+    for folder in (platforms.working_folder(), None if config is None else str(config.parent)):
+        if folder is not None:
+            text = text.replace(folder.rstrip("/") + os.sep, "")
     return text
 
 

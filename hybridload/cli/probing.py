@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json as _json
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from hybridload.cli.output import Results, one_line
 from hybridload.cli.session import CallFailed, DebugOption, JsonOption, Session
+from hybridload.cli.values import given_text, read_json
 from hybridload.errors import ConfigError, CookieMismatch, PluginError
 
 if TYPE_CHECKING:
@@ -183,10 +183,7 @@ def _read_cookie(text: str) -> tuple[str, str]:
 
 
 def _read_data(text: str) -> Any:
-    try:
-        return _json.loads(sys.stdin.read() if text == "-" else text)
-    except ValueError as error:
-        raise ConfigError(f"--data is no JSON: {error}.") from error
+    return read_json(given_text(text), "--data is no JSON", "give a message, or a list of them")
 
 
 def _ask_for_cookie(error: CookieMismatch, given: str | None) -> PluginError:

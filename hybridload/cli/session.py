@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hybridload import platforms
 from hybridload.config import Settings, load_settings
 from hybridload.control_characters import escape_controls
 from hybridload.errors import ConfigError
@@ -54,8 +55,9 @@ class Session:
             handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
             logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
         # As `python -m` does: a plugin set that lies beside the config is found. What is installed comes first.
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
+        here = platforms.working_folder()
+        if here is not None and here not in sys.path:
+            sys.path.append(here)
 
 
 class _Formatter(logging.Formatter):

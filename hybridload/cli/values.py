@@ -1,8 +1,9 @@
 """JSON on the command line <-> the values of a method's hints.
 
 JSON has no bytes, times or enums: bytes are base64, datetimes are ISO 8601 with a time zone, timedeltas are seconds or
-ISO 8601 durations, enum members are their values (or their names, where the value is nothing that JSON has). What an
-interface's hint says is read off the contract's shapes, so exactly what can travel can be written.
+ISO 8601 durations, enum members are their values (or their names, where the value is nothing that JSON has). Nor has it
+NaN and infinity: they are "NaN", "Infinity" and "-Infinity", as in protobuf's JSON. What an interface's hint says is
+read off the contract's shapes, so exactly what can travel can be written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import dataclasses
 import datetime
 import enum
 import json
+import math
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -58,14 +61,8 @@ def read_arguments(method: Method, text: str | None, *, plugin: str) -> tuple[tu
     :param text: a JSON list of positional arguments, an object of named ones, or `None` for none.
     :raises ConfigError: the text is not JSON, or a value is not of the parameter's type.
     """
-    try:
-        given = [] if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"The arguments {_shortened(text)} are not JSON ({error}): give a list such as '[\"Ada\", 3]', or an "
-            'object such as \'{"name": "Ada"}\'.',
-            plugin=plugin,
-        ) from error
+    advice = 'give a list such as \'["Ada", 3]\', or an object such as \'{"name": "Ada"}\''
+    given = [] if text is None else read_json(text, "The arguments are not JSON", advice)
     positional = given if isinstance(given, list) else [] if isinstance(given, dict) else [given]
     named = given if isinstance(given, dict) else {}
     try:
@@ -83,7 +80,47 @@ def read_arguments(method: Method, text: str | None, *, plugin: str) -> tuple[tu
 
 def to_json(value: Any) -> str:
     """A value as one line of JSON; what JSON has no form for is shown by its `repr`."""
-    return msgspec.json.encode(value, enc_hook=_foreign).decode()
+    return msgspec.json.encode(_without_nan(msgspec.to_builtins(value, str_keys=True, enc_hook=_foreign))).decode()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _NOT_FINITE[str(value)]
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return {key: _without_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def given_text(text: str) -> str:
+    """An argument that may be ``-``: then what standard input has.
+
+    :raises ConfigError: that is no text.
+    """
+    if text != "-":
+        return text
+    if sys.stdin is None:
+        raise ConfigError("There is no standard input to read: it is closed.")
+    try:
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Standard input cannot be read as text: {error}.") from error
+
+
+def read_json(text: str, what: str, advice: str) -> Any:
+    """A text of the command line, as JSON alone has it: no NaN, which Python would read.
+
+    :param what: for messages, e.g. ``"The arguments are not JSON"``.
+    :param advice: what to give.
+    :raises ConfigError: it is not JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} ({error}): {_shortened(text)}; {advice}.") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f'JSON has no {constant}; write "{constant}"')
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -91,14 +128,10 @@ def read_options(text: str) -> dict[str, Any]:
 
     :raises ConfigError: the text is not a JSON object.
     """
-    try:
-        options = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"The options {_shortened(text)} are not JSON: {error}.") from error
+    advice = 'give named ones, such as \'{"greeting": "Hi"}\''
+    options = read_json(text, "The options are not JSON", advice)
     if not isinstance(options, dict):
-        raise ConfigError(
-            f'The options {_shortened(text)} are no JSON object: give named ones, such as \'{{"greeting": "Hi"}}\'.'
-        )
+        raise ConfigError(f"The options {_shortened(text)} are no JSON object: {advice}.")
     return options
 
 
@@ -152,6 +185,11 @@ def _value(shape: Shape, value: Any, where: str) -> Any:
 
 def _plain(python: type, value: Any, where: str) -> Any:
     if python is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _Unfit(f"{where} is to be a number that a float can hold, not {_shortened(value)}") from error
+    if python is float and isinstance(value, str) and value in _NOT_FINITE.values():
         return float(value)
     if python in (str, int, float, bool):
         if type(value) is not python:
@@ -233,7 +271,7 @@ def _key(shape: Plain, key: str, where: str) -> Any:
         return key
     try:
         found = json.loads(key.lower() if shape.python is bool else key)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if type(found) is not shape.python:
         raise _Unfit(f"{where} has the key {key!r}, which is to be {_NAMES[shape.python]}")
@@ -266,4 +304,5 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

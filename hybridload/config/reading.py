@@ -28,7 +28,13 @@ def load_settings(config: str | os.PathLike[str] | None, *, environ: Mapping[str
         return Settings(overrides=overrides)
     if not isinstance(config, str | os.PathLike):
         raise ConfigError(f"config={config!r}: give the path of a TOML file.")
-    path = Path(os.path.abspath(os.path.expanduser(os.fspath(config))))
+    try:
+        path = Path(os.path.abspath(os.path.expanduser(os.fspath(config))))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"config={os.fspath(config)!r} is relative to the current folder, which has been removed. Give an absolute "
+            "path."
+        ) from error
     document = _parse(_read(path), path)
     if path.name != _PYPROJECT:
         return _settings(document, path, "", overrides)

@@ -185,7 +185,7 @@ class Client:
         self._auto_mtls = auto_mtls and tls is None
         self._multiplex = multiplex
         self._ports = _ports(min_port, max_port, self.name)
-        self._socket_dir = None if unix_socket_dir is None else os.path.abspath(unix_socket_dir)
+        self._socket_dir = None if unix_socket_dir is None else _absolute(unix_socket_dir, self.name)
         self._socket_group = unix_socket_group
         self._raw_stderr = stderr
         self._max_message, self._channel_options = given_max_message(max_message, channel_options, "channel_options")
@@ -1129,6 +1129,17 @@ def _ports(least: int, greatest: int, name: str) -> tuple[int, int]:
             plugin=name,
         )
     return least, greatest
+
+
+def _absolute(folder: str | os.PathLike[str], name: str) -> str:
+    try:
+        return os.path.abspath(folder)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"Plugin {name!r}: unix_socket_dir {os.fspath(folder)!r} is relative to the current folder, which has been "
+            "removed. Give an absolute path.",
+            plugin=name,
+        ) from error
 
 
 def _own_tls(tls: TLS | ssl.SSLContext, name: str) -> TLS:

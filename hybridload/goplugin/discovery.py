@@ -20,7 +20,10 @@ def discover(glob: str, path: str | os.PathLike[str] = ".") -> list[Path]:
     """
     if not glob or Path(glob).is_absolute():
         raise ValueError(f"glob is {glob!r}: give a pattern of names, such as 'greeter-*'; the folder is `path`.")
-    return sorted(found for found in Path(path).absolute().glob(glob) if _is_program(found))
+    here = platforms.working_folder()
+    if here is None and not Path(path).is_absolute():
+        return []
+    return sorted(found for found in Path(here or os.sep, path).glob(glob) if _is_program(found))
 
 
 def _is_program(path: Path) -> bool:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hybridload import platforms
 from hybridload.contract import Contract, NetRPC, NetRPCMethod
 from hybridload.errors import ConfigError
 from hybridload.frozen import field, frozen
@@ -344,10 +345,7 @@ def fork_server_environment() -> dict[str, str]:
 
 def import_path() -> tuple[str, ...]:
     """This process's import path as another process with another working directory can use it."""
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:
-        here = ""  # it was removed, and nothing can be imported from it
+    here = platforms.working_folder() or ""  # one that was removed has nothing that could be imported
     joined = (os.path.join(here, entry) for entry in sys.path if isinstance(entry, str))
     entries = [os.path.normpath(entry) for entry in joined if os.path.isabs(entry)]
     # One that holds the separator cannot be told apart from two.

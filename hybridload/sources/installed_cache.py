@@ -97,7 +97,8 @@ def _is_standard() -> bool:
 
 
 def _path() -> list[str]:
-    return [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    here = platforms.working_folder() or ""
+    return [os.path.normpath(os.path.join(here, entry)) for entry in sys.path if isinstance(entry, str)]
 
 
 def _key(group: str) -> list[str]:

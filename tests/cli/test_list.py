@@ -209,3 +209,43 @@ def test_the_console_script_is_the_module(shop: Path, environment: dict[str, str
         pytest.skip("hybridload is not installed with its script")
     done = subprocess.run([script, "list", "--json"], cwd=shop, env=environment, capture_output=True, text=True)
     assert [each["name"] for each in json.loads(done.stdout)["plugins"]] == ["corner"]
+
+
+REMOVED = """
+import os, sys
+os.rmdir(os.getcwd())
+from hybridload.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        (("list", "--group", "test.shops"), 0, "corner"),
+        (("list", "--group", "test.shops", "--json"), 0, '"corner"'),
+        (("list", "--check", "--config", "{shop}/plugins.toml"), 0, "in-process: ok"),
+        (("list", "--config", "plugins.toml"), 2, "relative to the current folder, which has been removed"),
+        (("call", "corner", "say", '"hi"', "--config", "{shop}/plugins.toml"), 0, "hi"),
+        (("call", "corner", "say", '"hi"', "--config", "{shop}/plugins.toml", "-i", "subprocess"), 0, "hi"),
+        (("probe", "--", "nosuch"), 2, "no program 'nosuch' on PATH"),
+        (("probe", "--", "./nosuch"), 2, "relative to the current folder, which has been removed"),
+    ],
+)
+def test_a_working_directory_that_was_removed_is_only_missed_where_it_is_needed(
+    shop: Path, install: Install, environment: dict[str, str], command: tuple[str, ...], code: int, words: str
+) -> None:
+    here = shop / "here"
+    here.mkdir()
+    arguments = [each.format(shop=shop) for each in command]
+    done = subprocess.run(
+        [sys.executable, "-c", REMOVED, *arguments],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
