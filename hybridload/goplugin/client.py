@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
     from hybridload.goplugin.certificates import Certificate
     from hybridload.goplugin.grpc.engine import Endpoint
-    from hybridload.goplugin.streams.base import Listener
+    from hybridload.goplugin.streams.base import Listener, Stream
     from hybridload.goplugin.transport import TLS, Transport
 
 log = logging.getLogger(__name__)
@@ -798,7 +798,12 @@ class Client:
             return Endpoint(transport.open, where, costly=self._tls(line) is not None)
         costly = self._tls(line) is not None
         plain = None if costly else self._runner.plugin_to_host(line.network, line.address)
-        return Endpoint(lambda: transport.connect(line.network, line.address, patience), where, plain, costly)
+
+        def connect(timeout: float | None) -> Stream:
+            limit = patience if timeout is None else min(patience, timeout)
+            return transport.connect(line.network, line.address, limit)
+
+        return Endpoint(connect, where, plain, costly)
 
     def _transport(self, line: HandshakeLine) -> Transport:
         from hybridload.goplugin.transport import MultiplexedTransport, SocketTransport

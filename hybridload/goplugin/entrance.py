@@ -200,8 +200,8 @@ class _LateTransport:
     def connect(self, network: str, address: str, timeout: float) -> Any:
         raise NotImplementedError("a multiplexed plugin has no other addresses")
 
-    def open(self) -> Any:
-        return self._session().open()
+    def open(self, timeout: float | None = None) -> Any:
+        return self._session().open(timeout)
 
     def expect(self, listener: Any) -> bool:
         return self._session().expect(listener)

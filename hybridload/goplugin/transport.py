@@ -59,8 +59,11 @@ class Transport(Protocol):
         :raises AddressRefused: it is none that it may send this side to.
         """
 
-    def open(self) -> Stream:
-        """Open one more stream to the other side, and wait until that accepted it; only when multiplexed."""
+    def open(self, timeout: float | None = None) -> Stream:
+        """Open one more stream to the other side, and wait until that accepted it; only when multiplexed.
+
+        :param timeout: in seconds; at most five in any case.
+        """
 
     def expect(self, listener: Any) -> bool:
         """Give the next stream that the other side opens to `listener.put`; only when multiplexed.
@@ -154,7 +157,7 @@ class SocketTransport:
         stream = connect(*self.inwards(network, address), timeout)
         return stream if self.tls is None else self.tls.connected(stream)
 
-    def open(self) -> Stream:
+    def open(self, timeout: float | None = None) -> Stream:
         raise NotImplementedError("a plugin that is not multiplexed has an address for each connection")
 
     def expect(self, listener: Any) -> bool:
@@ -197,12 +200,13 @@ class MultiplexedTransport:
     def connect(self, network: str, address: str, timeout: float) -> Stream:
         raise NotImplementedError("a multiplexed plugin has no other addresses")
 
-    def open(self) -> Stream:
-        stream = self._session.open(_ACCEPTANCE)
+    def open(self, timeout: float | None = None) -> Stream:
+        patience = _ACCEPTANCE if timeout is None else min(timeout, _ACCEPTANCE)
+        stream = self._session.open(patience)
         # Go hosts accept for several ids at once, and a stream is for whoever comes first: before the next one is
         # knocked for, this one must be in its hands.
         try:
-            stream.wait_accepted(_ACCEPTANCE)
+            stream.wait_accepted(patience)
         except BaseException:
             stream.close()
             raise

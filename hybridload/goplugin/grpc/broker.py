@@ -153,7 +153,7 @@ class GRPCBroker:
                 f"Plugin {self._name!r}: the offer of the brokered id {service_id} {error}.", plugin=self._name
             ) from error
         channel = self.engine.channel(
-            Endpoint(lambda: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}"),
+            Endpoint(lambda _: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}"),
             self._options,
         )
         return _Dialled(self, channel, first)

@@ -18,7 +18,7 @@ from hybridload.goplugin.streams.base import Listener, Stream
 class Endpoint:
     """Where a channel's connections lead.
 
-    :param open: opens one more connection; called whenever the channel needs one.
+    :param open: opens one more connection, in so many seconds at the most; called whenever the channel needs one.
     :param plain: network and address, when what is on the wire is nothing but gRPC, for engines that connect by
         themselves; `None` under TLS or yamux.
     :param name: for messages.
@@ -26,7 +26,7 @@ class Endpoint:
     :param connections: how many a channel may have at most, for engines that use several.
     """
 
-    open: Callable[[], Stream]
+    open: Callable[[float | None], Stream]
     name: str
     plain: tuple[Network, str] | None = None
     costly: bool = False

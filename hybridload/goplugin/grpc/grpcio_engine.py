@@ -28,7 +28,7 @@ class GrpcioEngine:
     def channel(self, endpoint: Endpoint, options: Sequence[tuple[str, Any]] = ()) -> Any:
         if endpoint.plain is not None:
             return open_channel(*endpoint.plain, options)
-        return bridged_channel(ClientBridge(endpoint.open, endpoint.name), options)
+        return bridged_channel(ClientBridge(lambda: endpoint.open(None), endpoint.name), options)
 
     def why(self, channel: Any, error: Any) -> str:
         if isinstance(channel, BridgedChannel) and channel.failure is not None:

@@ -24,7 +24,7 @@ from .header_blocks import literal, named
 from .limits import Limits
 from .messages import ACCEPTED, LARGEST_MESSAGE, MessageError, check_size, compress
 from .metadata import encode_metadata, encode_timeout
-from .pool import Pool, PoolClosed
+from .pool import Dial, Pool, PoolClosed
 from .status import Status, StatusCode, rpc_error
 from .timers import Timers
 from .workers import Workers, WorkersClosed
@@ -47,7 +47,8 @@ _CLIENT_LIMITS = Limits(max_streams=0, stream_window=1 << 20)
 class Channel:
     """Calls to one server.
 
-    :param dial: opens a connection to it. Called in the thread that needs one, from several at once.
+    :param dial: opens a connection to it, in at most so many seconds. Called in the thread that needs one, from several
+        at once.
     :param max_connections: how many there are at most; 1 where the way to the server can be opened only once.
     :param max_send: the largest request, in bytes; `None` for no limit.
     :param max_receive: the largest response, in bytes; `None` for no limit.
@@ -58,7 +59,7 @@ class Channel:
 
     def __init__(
         self,
-        dial: Callable[[], Stream],
+        dial: Dial,
         *,
         max_connections: int = 8,
         max_send: int | None = None,
@@ -179,7 +180,7 @@ class Channel:
             if attempt:
                 call = call.again()
             try:
-                link = pool.take()
+                link = pool.take(call.deadline)
             except (PoolClosed, StreamError, TimeoutError) as error:
                 raise _not_connected(call, error) from error
             try:
@@ -201,7 +202,7 @@ class Channel:
         pool = self._pool
         for _ in range(_ATTEMPTS):
             try:
-                link = pool.take_for_stream()
+                link = pool.take_for_stream(call.deadline)
             except (PoolClosed, StreamError, TimeoutError) as error:
                 raise _not_connected(call, error) from error
             try:
@@ -478,6 +479,8 @@ def is_gzip(compression: Any) -> bool:
 def _not_connected(call: Call, error: Exception) -> Exception:
     if isinstance(error, PoolClosed):
         return ValueError("Cannot invoke RPC on closed channel!")  # grpc's own words
+    if isinstance(error, TimeoutError) and call.deadline is not None and time.monotonic() >= call.deadline:
+        return rpc_error(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), (), call.method)
     return _unavailable(call, f"cannot connect: {error}")
 
 

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from hybridload.goplugin.streams.base import Stream, StreamClosed, StreamError, StreamReset
+from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset
 
 from .calls import Call
 from .connection import Connection, ConnectionClosed, Role
@@ -52,6 +52,10 @@ _LONG, _MOMENT = 0.005, 0.001
 """Seconds. Who is busy for so long with what came at once, very many small pieces, has the lock for that time and would
 have it again before others get it, whose deadlines have come. So it takes less at a time, and leaves them a moment."""
 
+_LATE = 0.2
+"""Seconds that writing a request may take beyond the call's deadline, before the peer is taken for one that does not
+read: a deadline may come in the very moment in which it is written."""
+
 _UNPROVEN = 8192
 """Bytes of requests, after which a caller that writes with nobody to watch over it sees first that there is room."""
 
@@ -62,7 +66,7 @@ class ClientLink(Link):
     """One connection to a server. Owns the stream; `close` ends all calls on it.
 
     :param workers: run what may block: callbacks, and writing when the peer does not read.
-    :param timers: end calls whose writer is blocked beyond the deadline.
+    :param timers: end connections whose writer is blocked beyond its call's deadline.
     """
 
     __slots__ = (
@@ -155,11 +159,14 @@ class ClientLink(Link):
         """
         connection = self.connection
         stream_id = 0
+        if not connection.settings_seen and not self._shake_hands(call):
+            return
         self._unproven += len(block) + len(message)
         if (
             not self._reading
             and not self.calls
             and not self.abandoned
+            and not self._sending.locked()
             and (self._unproven < _UNPROVEN or self._proven())
         ):
             try:
@@ -175,8 +182,6 @@ class ClientLink(Link):
                             self.calls[stream_id] = call
                             self._reading = True
                     if stream_id:
-                        if not connection.settings_seen:
-                            self._shake_hands(call)
                         self.stream.send(due)
                 if stream_id:
                     self.wait_for_end(call, reading=True, alone=alone)
@@ -321,33 +326,85 @@ class ClientLink(Link):
         return True
 
     def _flush_for(self, call: Call) -> None:
-        """Write, and end the connection if that is not done by the call's deadline."""
-        guard = None
-        if call.deadline is not None:
-            guard = self.timers.at(call.deadline, self._give_up_writing)
+        """Write what is due. Returns when that is done, or soon after the call's deadline.
+
+        What cannot be written at once, and by then, is left to a worker where other calls share the connection: they
+        have more time. With none, the connection ends.
+        """
+        if not self.connection.settings_seen and not self._shake_hands(call):
+            return
         try:
-            if not self.connection.settings_seen:
-                self._shake_hands(call)
-            self.flush()
+            if self.flush_without_waiting(ROOM):
+                return
+            if call.deadline is None:
+                self.flush()
+            elif len(self.calls) > 1:
+                self._flush_aside(call.deadline)
+            else:
+                guard = self.timers.at(call.deadline + _LATE, lambda: self._give_up_writing(call))
+                try:
+                    self.flush()
+                finally:
+                    guard.cancel()
         except StreamError as error:
             self._not_sent(error)
-        finally:
-            if guard is not None:
-                guard.cancel()
 
-    def _shake_hands(self, call: Call) -> None:
-        """Where the stream begins with a handshake (TLS), have done with it by the call's deadline: the peer may be
-        stopped, and the stream's own patience is longer than that of a health check.
+    def _flush_aside(self, deadline: float) -> None:
+        done = threading.Event()
 
-        :raises StreamError: it failed, or took too long.
+        def flush() -> None:
+            try:
+                self._flush_in_background()
+            finally:
+                done.set()
+
+        try:
+            self.workers.submit(flush)
+        except WorkersClosed:
+            return  # and so is the connection, or about to be
+        done.wait(max(0.0, deadline - time.monotonic()))
+
+    def _give_up_writing(self, call: Call) -> None:
+        """The call's deadline has passed, and its request, or half a frame of it, is not written: nothing can follow.
+
+        Calls that came to share the connection meanwhile have not been written at all.
+        """
+        with self.lock:
+            others = [each for each in self.calls.values() if each is not call]
+            self.spoil()
+            self._fail(f"{self.stream.peer} does not read what is sent to it")
+            for each in others:
+                each.unprocessed = each.status is self.ended
+
+    def _shake_hands(self, call: Call) -> bool:
+        """Where the stream begins with a handshake (TLS), have done with it. False when the call is over instead.
+
+        The handshake has its own time. When the call's deadline comes first, that is the end of this call alone, and a
+        worker goes on for those that share the connection, or will.
         """
         handshake = getattr(self.stream, "handshake", None)
-        if handshake is not None and call.deadline is not None:
-            handshake(max(0.0, call.deadline - time.monotonic()))
-
-    def _give_up_writing(self) -> None:
-        # Half a frame may have been written.
-        self.spoil()
+        if handshake is None:
+            return True
+        try:
+            handshake(None if call.deadline is None else max(0.0, call.deadline - time.monotonic()))
+            return True
+        except TimeoutError:
+            with self.lock:
+                if call.status is None:
+                    call.link = self
+                    self._expire(call)
+            self.flush_or_delegate()
+        except StreamError as error:
+            with self.lock:
+                sharing = [call, *self.calls.values()]
+                self._fail(str(error))
+                assert self.ended is not None
+                if call.status is None:
+                    call.link = self
+                    self.finish(call, self.ended)
+                for each in sharing:  # nothing of them was sent
+                    each.unprocessed = each.status is self.ended
+        return False
 
     def flush_or_delegate(self) -> None:
         """Write if that cannot block; otherwise let a worker do it."""

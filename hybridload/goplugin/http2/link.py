@@ -101,9 +101,10 @@ class Link:
             if not connection.due:
                 return
 
-    def flush_without_waiting(self) -> bool:
+    def flush_without_waiting(self, most: int = SMALL) -> bool:
         """Send what is due if that cannot block. False: somebody who may block has to call `flush`.
 
+        :param most: bytes that a writable stream is trusted to take.
         :raises StreamError: the stream is broken or closed.
         """
         connection = self.connection
@@ -114,7 +115,7 @@ class Link:
                 if not self.stream.writable():
                     return False
                 with self.lock:
-                    if connection.due_size > SMALL:
+                    if connection.due_size > most:
                         return False
                     due = connection.data_to_send()
                 if due:

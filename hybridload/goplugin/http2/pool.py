@@ -36,6 +36,10 @@ _FRESH: Final = 0.002
 request cannot be sent, and the call is made again on another."""
 
 
+Dial = Callable[[float | None], Stream]
+"""Opens a connection, in at most so many seconds; `None` leaves it its own time."""
+
+
 class PoolClosed(Exception):
     """No more connections are handed out."""
 
@@ -53,7 +57,7 @@ class _Turn:
 class Pool:
     """Connections to one server.
 
-    :param dial: opens one; whatever it raises goes to the caller who needed it.
+    :param dial: opens one, within so many seconds at the most; whatever it raises goes to the caller who needed it.
     :param max_connections: how many there are at most.
     :param ahead: opens connections while calls go on without them; `None` has the caller who needs one open it.
     :param leaves_idle: whether another connection costs next to nothing, and the other side takes it for granted.
@@ -61,7 +65,7 @@ class Pool:
 
     def __init__(
         self,
-        dial: Callable[[], Stream],
+        dial: Dial,
         adopt: Callable[[Stream], ClientLink],
         max_connections: int,
         ahead: Workers | None = None,
@@ -83,10 +87,12 @@ class Pool:
         """The `id` of what the latest unary call went on, which may have ended and is not kept for this. A caller that
         finds its own there again is probably alone."""
 
-    def take(self) -> ClientLink:
+    def take(self, deadline: float | None = None) -> ClientLink:
         """A connection for one unary call. Give it back.
 
+        :param deadline: of the call, on the clock of `time.monotonic`.
         :raises PoolClosed: the pool is closed.
+        :raises StreamError, TimeoutError: none can be opened, or not by then.
         """
         while self._idle:
             with self._lock:
@@ -97,16 +103,16 @@ class Pool:
             # Right after another call there is no need to ask the system whether the connection is still there.
             if time.monotonic() - link.rested_since < _FRESH or self._is_alive(link):
                 return link
-        return self._take_new_or_wait()
+        return self._take_new_or_wait(deadline)
 
-    def take_shared(self) -> ClientLink:
+    def take_shared(self, deadline: float | None = None) -> ClientLink:
         """A connection for a stream or a future, which others use at the same time. Give it back when the call ends.
 
-        :raises PoolClosed: the pool is closed.
+        :param deadline: as for `take`, and what is raised is the same.
         """
-        return self.take_shared_now() or self._take_new_or_wait()
+        return self.take_shared_now() or self._take_new_or_wait(deadline)
 
-    def take_for_stream(self) -> ClientLink:
+    def take_for_stream(self, deadline: float | None = None) -> ClientLink:
         """As `take_shared`, but the first stream leaves an idle connection to the calls, where that was asked for.
 
         A plugin's start ends with a call and a stream: the user's first call need not open a connection then.
@@ -124,10 +130,10 @@ class Pool:
             return link
         if opens:
             try:
-                return self._connect()
+                return self._connect(deadline)
             except (StreamError, TimeoutError) as error:
                 logger.debug("no further connection was opened: %s", error)
-        return self.take_shared()
+        return self.take_shared(deadline)
 
     def take_shared_now(self, found: object = None) -> ClientLink | None:
         """The same if it takes no waiting; `None` otherwise.
@@ -169,7 +175,7 @@ class Pool:
                 self._turns.popleft().arrived.set()
         return links
 
-    def _take_new_or_wait(self) -> ClientLink:
+    def _take_new_or_wait(self, deadline: float | None) -> ClientLink:
         while True:
             turn = shared = None
             with self._lock:
@@ -190,13 +196,16 @@ class Pool:
             if turn is not None:
                 shared = self._wait(turn)
             elif shared is None:
-                return self._connect()
+                return self._connect(deadline)
+            if shared is None and deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError("no connection had room for the call in time")
             if shared is not None and self._is_alive(shared):
                 return shared
 
-    def _connect(self) -> ClientLink:
+    def _connect(self, deadline: float | None = None) -> ClientLink:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
-            link = self._adopt(self._dial())
+            link = self._adopt(self._dial(left))
         except BaseException:
             with self._lock:
                 self._dialling -= 1

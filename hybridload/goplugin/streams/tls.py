@@ -127,6 +127,7 @@ class TLSStream:
         self._sending = threading.Lock()
         self._receiving = threading.Lock()
         self._shaken = False
+        self._shake_by: float | None = None
         self._heard = False  # whether the peer sent anything after the handshake
         self._closed = False
         self._write_closed = False
@@ -151,31 +152,47 @@ class TLSStream:
     def handshake(self, timeout: float | None = None) -> None:
         """Come to terms with the peer; at once when that was done already. Safe from several threads.
 
-        :param timeout: in seconds; `None` takes the stream's own.
+        The handshake has a time of its own, from when somebody began it: that of the stream, or of the most patient of
+        those who wait. Whoever waits no longer leaves it as far as it is, for others to go on.
+
+        :param timeout: in seconds, for this thread; `None` waits for the stream's own time.
+        :raises TimeoutError: it is not done by then, and may still be.
         :raises TLSRefused: either side refused the other, or it took too long. The stream is closed.
         :raises StreamClosed: the stream was closed on this side.
         :raises StreamReset: the peer went away.
         """
         if self._shaken:
             return
-        timeout = self._handshake_timeout if timeout is None else timeout
-        deadline = time.monotonic() + timeout
-        late = TLSRefused(f"the TLS handshake with {self._below.peer} was not done within {timeout:g} s")
-        if not self._shaking.acquire(timeout=timeout):
-            raise self._fail(late)  # another thread is at it, with more patience
+        now = time.monotonic()
+        self._shake_by = max(self._shake_by or now + self._handshake_timeout, now + (timeout or 0))
+        deadline = self._shake_by if timeout is None else now + timeout
+        if not self._shaking.acquire(timeout=max(0.0, deadline - now)):  # another thread is at it
+            if timeout is not None:
+                raise self._not_yet()
+            self.handshake()
+            return
         try:
             if self._failure is not None or self._closed:
                 raise self._over()
             if not self._shaken:
-                try:
-                    self._shake(deadline)
-                except TimeoutError as error:
-                    raise self._fail(late) from error
-                except StreamError as error:
-                    raise self._fail(error) from error.__cause__
+                self._shake(deadline)
                 self._shaken = True
+        except TimeoutError as error:
+            if timeout is not None and time.monotonic() < self._shake_by:
+                raise
+            spent = self._shake_by - now if timeout is None else max(timeout, self._handshake_timeout)
+            late = f"the TLS handshake with {self._below.peer} was not done within {spent:g} s"
+            raise self._fail(TLSRefused(late)) from error
+        except StreamError as error:
+            raise self._fail(error) from error.__cause__
+        except BaseException:  # Ctrl-C: some bytes may be lost
+            self._fail(StreamReset(f"the TLS handshake with {self._below.peer} was broken off on this side"))
+            raise
         finally:
             self._shaking.release()
+
+    def _not_yet(self) -> TimeoutError:
+        return TimeoutError(f"the TLS handshake with {self._below.peer} is not done yet")
 
     def _shake(self, deadline: float) -> None:
         while True:
@@ -194,7 +211,7 @@ class TLSStream:
                 raise TLSRefused(f"TLS with {self._below.peer} failed: {_reason(error)}") from error
             left = deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError
+                raise self._not_yet()
             self._feed(left)
 
     def _feed(self, timeout: float | None) -> None:
@@ -265,9 +282,9 @@ class TLSStream:
             return self._outgoing.read()
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
-        if not self._shaken:
-            self.handshake()
         deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._shaken:
+            self.handshake(timeout)
         with self._receiving:
             # What is at hand was mostly taken by the last one to receive.
             plain = None if self._drained and self._failure is None else self._decrypt(max_bytes)

@@ -31,7 +31,7 @@ def channel(service: Service) -> Iterator[Channel]:
     server = Server([finder])
     server.add_listener(listener)
     server.start()
-    with Channel(lambda: connect("unix", listener.address)) as made:
+    with Channel(lambda _: connect("unix", listener.address)) as made:
         yield made
     service.hanging.release()
     server.stop(0).wait(PATIENCE)

@@ -150,7 +150,7 @@ def ours(service: Service) -> Iterator[tuple[Server, str]]:
 
 
 def open_channel(address: str, **options: Any) -> Channel:
-    return Channel(lambda: connect("unix", address), **options)
+    return Channel(lambda _: connect("unix", address), **options)
 
 
 @pytest.fixture(params=["ours-ours", "grpcio-ours", "ours-grpcio"])

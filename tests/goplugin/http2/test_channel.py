@@ -44,12 +44,12 @@ class Dialler:
         self.address = address
         self.opened: list[SocketStream] = []
 
-    def __call__(self) -> SocketStream:
+    def __call__(self, _: float | None = None) -> SocketStream:
         stream = connect("unix", self.address)
         self.opened.append(stream)
         return stream
 
-    def once(self) -> SocketStream:
+    def once(self, _: float | None = None) -> SocketStream:
         """The same, but only the first time."""
         if self.opened:
             raise StreamError("no more")
@@ -128,7 +128,7 @@ def test_one_connection_carries_streams_and_calls(dial: Dialler) -> None:
 def test_a_call_does_not_wait_for_a_connection_that_takes_long_to_open(dial: Dialler) -> None:
     slowly, opening = threading.Event(), threading.Event()
 
-    def dial_slowly() -> SocketStream:
+    def dial_slowly(_: float | None = None) -> SocketStream:
         if dial.opened:
             opening.set()
             assert slowly.wait(20)
@@ -223,7 +223,7 @@ def test_a_connection_that_breaks_in_mid_call_is_unavailable(dial: Dialler, serv
 
 
 def test_nobody_to_connect_to_is_unavailable_and_says_why() -> None:
-    def dial() -> SocketStream:
+    def dial(_: float | None = None) -> SocketStream:
         raise StreamError("no such socket")
 
     with Channel(dial) as channel:
@@ -310,7 +310,7 @@ def test_a_server_refuses_requests_that_are_too_large(service: Any) -> None:
     server = Server((service,), max_receive=1000)
     server.start()
 
-    def dial() -> SocketStream:
+    def dial(_: float | None = None) -> SocketStream:
         mine, theirs = socket_pair()
         server.serve(theirs)
         return mine
@@ -345,7 +345,7 @@ def answering(script: Callable[[Connection, int], None]) -> tuple[Channel, list[
         finally:
             stream.close()
 
-    def dial() -> SocketStream:
+    def dial(_: float | None = None) -> SocketStream:
         mine, theirs = socket_pair()
         threads.append(threading.Thread(target=answer, args=(theirs,)))
         threads[-1].start()
@@ -551,7 +551,7 @@ def test_a_connection_that_goes_away_is_left_and_its_calls_end_well() -> None:
 
 def test_a_deadline_ends_a_call_whose_request_is_not_read() -> None:
     mine, theirs = socket_pair()
-    with Channel(lambda: mine) as channel:
+    with Channel(lambda _: mine) as channel:
         theirs.send(frames.settings({4: (1 << 31) - 1}) + frames.window_update(0, (1 << 30)))
         began = time.monotonic()
         with pytest.raises(RpcError) as caught:
@@ -626,7 +626,7 @@ def test_an_answer_counts_though_the_peer_hung_up_before_it_was_read() -> None:
 
     peer = threading.Thread(target=run)
     peer.start()
-    with Channel(lambda: stream) as channel:
+    with Channel(lambda _: stream) as channel:
         assert channel.unary_unary("/t.T/Echo")(b"x", timeout=10) == b"x"
     peer.join()
 
@@ -652,7 +652,7 @@ def test_an_answer_counts_though_another_call_is_cancelled_when_the_peer_has_hun
     stream = Piecewise(mine)
     peer = threading.Thread(target=answer_and_hang_up, args=(theirs, 2))
     peer.start()
-    with Channel(lambda: stream, max_connections=1) as channel:
+    with Channel(lambda _: stream, max_connections=1) as channel:
         answered, other = (channel.unary_stream("/t.T/Count")(b"x", timeout=10) for _ in range(2))
         peer.join()
         other.cancel()
@@ -694,7 +694,7 @@ class Watched:
 def test_ctrl_c_in_a_call_costs_its_connection_and_nothing_else(dial: Dialler, where: str) -> None:
     opened: list[Watched] = []
 
-    def open_watched() -> Watched:
+    def open_watched(_: float | None = None) -> Watched:
         opened.append(Watched(dial()))
         return opened[-1]
 
@@ -711,7 +711,7 @@ def test_ctrl_c_in_a_call_costs_its_connection_and_nothing_else(dial: Dialler, w
 def test_ctrl_c_in_the_call_that_reads_ends_those_that_it_read_for(dial: Dialler, service: Any) -> None:
     opened: list[Watched] = []
 
-    def open_watched() -> Watched:
+    def open_watched(_: float | None = None) -> Watched:
         opened.append(Watched(dial()))
         return opened[-1]
 
@@ -756,7 +756,7 @@ class Lingering:
 def test_what_ctrl_c_has_spoiled_is_not_shared_by_the_next_call(dial: Dialler) -> None:
     opened: list[Lingering] = []
 
-    def open_lingering() -> Lingering:
+    def open_lingering(_: float | None = None) -> Lingering:
         opened.append(Lingering(dial()))
         return opened[-1]
 
@@ -789,7 +789,7 @@ def test_what_is_no_message_fails_its_call_alone(dial: Dialler, service: Any) ->
 
 def test_a_call_is_one_write_and_a_large_one_hardly_more(dial: Dialler) -> None:
     stream = Watched(dial())
-    with Channel(lambda: stream) as channel:
+    with Channel(lambda _: stream) as channel:
         echo = channel.unary_unary("/t.T/Echo")
         writes = []
         for size in (1, 1, 1, 1 << 20, 1 << 20):
@@ -830,7 +830,7 @@ def test_a_peer_that_is_stopped_in_the_handshake_holds_a_call_up_until_its_deadl
     context = client_context(certificate, certificate.der)
     silent: list[SocketStream] = []
 
-    def dial() -> TLSStream:
+    def dial(_: float | None = None) -> TLSStream:
         near, far = socket_pair()
         silent.append(far)
         return TLSStream(near, context, "localhost")
@@ -857,7 +857,7 @@ def test_who_shares_a_connection_in_its_handshake_has_a_deadline_of_its_own() ->
     near, far = socket_pair()
     dialled = threading.Event()
 
-    def dial() -> TLSStream:
+    def dial(_: float | None = None) -> TLSStream:
         dialled.set()
         return TLSStream(near, context, "localhost")
 

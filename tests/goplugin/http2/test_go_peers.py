@@ -38,7 +38,7 @@ def go_server(go_build: Callable[[str], Path]) -> Iterator[tuple[Channel, Any]]:
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == "serving\n"
-    with Channel(lambda: connect("unix", socket)) as channel:
+    with Channel(lambda _: connect("unix", socket)) as channel:
         yield channel, process.stdout
     process.stdin.close()
     process.wait(10)

@@ -73,7 +73,7 @@ def test_whatever_keeps_a_connection_from_being_opened_fails_the_call_and_not_th
 ) -> None:
     failures = [failure]
 
-    def dial() -> Stream:
+    def dial(_: float | None = None) -> Stream:
         if failures:
             raise failures.pop()
         return connect("unix", ours[1])
@@ -104,7 +104,7 @@ def test_a_stream_that_is_given_up_while_its_connection_is_opened_ends(
 
     monkeypatch.setattr(LoopCall, "begin", begin_slowly)
 
-    def dial() -> Stream:
+    def dial(_: float | None = None) -> Stream:
         dialling.set()
         assert may_dial.wait(10)
         return connect("unix", ours[1])

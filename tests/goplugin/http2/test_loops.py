@@ -23,7 +23,7 @@ def crowded(service: Any) -> Iterator[Channel]:
     listener = listen_unix()
     server.add_listener(listener)
     server.start()
-    with Channel(lambda: connect("unix", listener.address), max_connections=1) as channel:
+    with Channel(lambda _: connect("unix", listener.address), max_connections=1) as channel:
         yield channel
     assert server.stop(0).wait(10)
 

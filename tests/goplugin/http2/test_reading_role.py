@@ -194,8 +194,8 @@ def test_a_callback_into_the_host_may_call_the_plugin_again(server: Server, serv
         target.serve(theirs)
         return mine
 
-    to_plugin = Channel(lambda: connect_to(server), max_connections=1)
-    to_host = Channel(lambda: connect_to(host), max_connections=1)
+    to_plugin = Channel(lambda _: connect_to(server), max_connections=1)
+    to_host = Channel(lambda _: connect_to(host), max_connections=1)
     service.handlers["CallHost"] = handler(
         lambda request, _: to_host.unary_unary("/t.T/CallPlugin")(request, timeout=9)
     )
