@@ -338,9 +338,7 @@ class ClientLink(Link):
                 return
             if call.deadline is None:
                 self.flush()
-            elif len(self.calls) > 1:
-                self._flush_aside(call.deadline)
-            else:
+            elif len(self.calls) == 1 or not self._flush_aside(call.deadline):
                 guard = self.timers.at(call.deadline + _LATE, lambda: self._give_up_writing(call))
                 try:
                     self.flush()
@@ -349,7 +347,8 @@ class ClientLink(Link):
         except StreamError as error:
             self._not_sent(error)
 
-    def _flush_aside(self, deadline: float) -> None:
+    def _flush_aside(self, deadline: float) -> bool:
+        """Have a worker write what is due, and wait for that until the deadline. False: there is no worker."""
         done = threading.Event()
 
         def flush() -> None:
@@ -360,9 +359,10 @@ class ClientLink(Link):
 
         try:
             self.workers.submit(flush)
-        except WorkersClosed:
-            return  # and so is the connection, or about to be
+        except (WorkersClosed, RuntimeError):  # the channel is closed, or no thread can be started
+            return False
         done.wait(max(0.0, deadline - time.monotonic()))
+        return True
 
     def _give_up_writing(self, call: Call) -> None:
         """The call's deadline has passed, and its request, or half a frame of it, is not written: nothing can follow.
