@@ -6,7 +6,8 @@ that is alone sends its call and receives its answer without any other thread be
 where the answer comes soon (see `streams.spinning`). Calls of which nobody waits on a thread (those of `async def`
 methods) are followed by a thread that starts with the first of them and reads only while no caller does.
 
-net/rpc cannot cancel: a caller that gives up is forgotten, and its answer is passed over when it comes.
+net/rpc cannot cancel: a caller that gives up is forgotten, and its answer is passed over when it comes. So is one that
+is interrupted (Ctrl-C): what it does for others as well is done as a whole, see `streams.interrupts`.
 
 Sending is combined: a call is encoded into what is unsent, and whoever finds that nobody sends, sends all of it. So one
 system call carries what several threads asked meanwhile, and none of them waits for another's.
@@ -27,9 +28,11 @@ from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GoType, Limits,
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
 from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset, again
+from hybridload.goplugin.streams.interrupts import held
 from hybridload.goplugin.streams.mux import MuxStream
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
+_SLICE = 0.05  # seconds
 _SMALL = 1024  # bytes that are sent by who calls while others call
 
 
@@ -105,15 +108,17 @@ class NetRPCClient:
         self, method: str, argument: Any, argument_type: GoType, reply_type: GoType | None, timeout: float | None
     ) -> Reply:
         """As `call`, for descriptions alone; a failure of the method is part of the reply."""
-        if timeout is None:
-            return self._wait(self._send(method, argument, argument_type, reply_type), None)
-        deadline = time.monotonic() + timeout
-        try:
-            call = self._send_at_once(method, argument, argument_type, reply_type, deadline)
-            return self._wait(call, max(0.0, deadline - time.monotonic()))
-        except StreamError as error:
-            error.deadline = deadline
-            raise
+        with held:
+            if timeout is None and not held.here:
+                return self._wait(self._send(method, argument, argument_type, reply_type), None)
+            # Who may be interrupted leaves to a thread what could wait: half a call must not be all that is sent.
+            deadline = None if timeout is None else time.monotonic() + timeout
+            try:
+                call = self._send_at_once(method, argument, argument_type, reply_type, deadline)
+                return self._wait(call, None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except StreamError as error:
+                error.deadline = deadline
+                raise
 
     def begin(
         self,
@@ -127,19 +132,20 @@ class NetRPCClient:
 
         :raises GobError, StreamError: as `exchange`.
         """
-        call = self._send_at_once(method, argument, argument_type, reply_type, None, on_done)
-        with self._lock:
-            if self._follower is None and self._ended is None:
-                name = f"hybridload {self._name} replies"
-                follower = threading.Thread(target=self._follow, name=name, daemon=True)
-                follower.start()
-                self._follower = follower
-            self._may_follow.notify_all()
-        return call
+        with held:
+            call = self._send_at_once(method, argument, argument_type, reply_type, None, on_done)
+            with self._lock:
+                if self._follower is None and self._ended is None:
+                    name = f"hybridload {self._name} replies"
+                    follower = threading.Thread(target=self._follow, name=name, daemon=True)
+                    follower.start()
+                    self._follower = follower
+                self._may_follow.notify_all()
+            return call
 
     def forget(self, call: PendingCall) -> None:
         """Nobody waits for this call any more."""
-        with self._lock:
+        with held, self._lock:
             self._forget(call)
 
     def close(self) -> None:
@@ -179,7 +185,11 @@ class NetRPCClient:
         """
         with self._encoding:
             while deadline is not None and self._unsent_bytes > _CHUNK and self._ended is None:
-                if not self._unsent_changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
+                remaining = deadline - time.monotonic()
+                if held.here:
+                    remaining = min(remaining, _SLICE)
+                    held.pause(int)
+                if not self._unsent_changed.wait(remaining) and time.monotonic() >= deadline:
                     raise TimeoutError("the calls before it were not sent in time")
             at_most = _SMALL if self._calls else ROOM
             call = self._queue(method, argument, argument_type, reply_type, on_done)
@@ -254,7 +264,13 @@ class NetRPCClient:
         except StreamError as error:
             self._end(error)
         except BaseException as error:
-            # Ctrl-C: what is lost may be others' calls, and types that the next ones are of.
+            if held.here and held.harmless:  # interrupted before anything of it was sent
+                with self._encoding:
+                    self._unsent[:0] = unsent
+                    self._unsent_bytes += sum(map(len, unsent))
+                self._send_aside()
+                raise
+            # What is lost may be others' calls, and types that the next ones are of.
             self._end(StreamReset(f"sending on {self._stream.peer} was broken off on this side: {error!r}"))
             raise
 
@@ -290,7 +306,7 @@ class NetRPCClient:
         self._asleep[call] = None
         try:
             self._lock.release()
-            gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            held.wait(gate, timeout)
         finally:
             self._lock.acquire()
             self._asleep.pop(call, None)
@@ -335,8 +351,9 @@ class NetRPCClient:
             except GobCorrupt as error:
                 failure = StreamReset(f"{self._stream.peer}: {error}")
             except BaseException as error:
-                # Ctrl-C: some bytes may be lost, and with them the thread of what follows.
-                self._end(StreamReset(f"reading {self._stream.peer} was broken off on this side: {error!r}"))
+                if not (held.here and held.harmless):
+                    # Some bytes may be lost, and with them the thread of what follows.
+                    self._end(StreamReset(f"reading {self._stream.peer} was broken off on this side: {error!r}"))
                 raise
         finally:
             self._lock.acquire()

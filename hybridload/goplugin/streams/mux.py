@@ -6,6 +6,10 @@ in the order in which the session made them. Control frames (window updates, ans
 data, or at once by whoever caused them if that cannot block. Nobody waits for the peer to read but senders of data:
 what else cannot be sent is left to a thread that is started for it and ends with it.
 
+A caller that is interrupted (Ctrl-C) ends nothing but its own call: what it does here is done as a whole, and it is
+interrupted where it waits (see `interrupts`). Only what is interrupted while the connection below takes half a frame
+ends the session.
+
 Locks are taken in this order: a stream's `_sending`, `_writing`, `_lock`. `_lock` guards everything that is not marked
 otherwise, and is never held during a call on the stream below.
 """
@@ -19,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hybridload.goplugin.streams.base import ROOM, Buffer, Stream, StreamClosed, StreamError, StreamReset, again
+from hybridload.goplugin.streams.interrupts import held
 from hybridload.goplugin.streams.reading import MOMENT, Reading, Waiter
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.yamux import (
@@ -126,16 +131,19 @@ class Mux:
         :raises StreamClosed: the session was closed on this side, or the peer takes no new streams.
         :raises StreamReset: the session broke off.
         """
-        with self._lock:
-            if not self._reading.wait(self._may_open, self._opening, _deadline(timeout)):
-                raise TimeoutError(f"{self.peer} accepted none of the streams that wait for it within {timeout:g} s")
-            if self._ended is not None:
-                raise again(self._ended)
-            stream = MuxStream(self, self._session.open())
-            self._streams[stream.stream_id] = stream
-            self._unacknowledged[stream.stream_id] = time.monotonic() + self._config.open_timeout
-        self._flush()
-        return stream
+        with held:
+            with self._lock:
+                if not self._reading.wait(self._may_open, self._opening, _deadline(timeout)):
+                    raise TimeoutError(
+                        f"{self.peer} accepted none of the streams that wait for it within {timeout:g} s"
+                    )
+                if self._ended is not None:
+                    raise again(self._ended)
+                stream = MuxStream(self, self._session.open())
+                self._streams[stream.stream_id] = stream
+                self._unacknowledged[stream.stream_id] = time.monotonic() + self._config.open_timeout
+            self._flush()
+            return stream
 
     def _may_open(self) -> bool:
         return self._ended is not None or self._session.peer_leaving or self._session.can_open
@@ -148,22 +156,27 @@ class Mux:
         :raises StreamClosed: the session was closed on this side.
         :raises StreamReset: the session broke off.
         """
-        with self._lock:
-            ready = self._reading.wait(lambda: self._offered or self._ended, self._accepting, _deadline(timeout))
-            if not ready:
-                raise TimeoutError(f"{self.peer} opened no stream within {timeout:g} s")
-            if self._ended is not None:
-                raise again(self._ended)
-            stream = self._offered.popleft()
-            self._session.acknowledge(stream.stream_id)
-        self._flush()
-        return stream
+        with held:
+            with self._lock:
+                ready = self._reading.wait(lambda: self._offered or self._ended, self._accepting, _deadline(timeout))
+                if not ready:
+                    raise TimeoutError(f"{self.peer} opened no stream within {timeout:g} s")
+                if self._ended is not None:
+                    raise again(self._ended)
+                stream = self._offered.popleft()
+                self._session.acknowledge(stream.stream_id)
+            self._flush()
+            return stream
 
     def ping(self, timeout: float = 10.0) -> float:
         """Ask the peer for a sign of life and return the seconds that it took.
 
         :raises TimeoutError: none came in time.
         """
+        with held:
+            return self._ping(timeout)
+
+    def _ping(self, timeout: float) -> float:
         start = time.monotonic()
         with self._lock:
             value = self._session.ping()
@@ -183,16 +196,18 @@ class Mux:
 
     def go_away(self) -> None:
         """Refuse streams that the peer opens from now on; those that exist live on."""
-        with self._lock:
-            self._session.go_away()
-        self._flush()
+        with held:
+            with self._lock:
+                self._session.go_away()
+            self._flush()
 
     def close(self) -> None:
         """End the session and all its streams, and what is below. Idempotent, from any thread, joins its threads."""
-        with self._lock:
-            if self._ended is None:
-                self._session.go_away()
-        self._end(StreamClosed(f"the yamux session with {self.peer} was closed on this side"))
+        with held:
+            with self._lock:
+                if self._ended is None:
+                    self._session.go_away()
+            self._end(StreamClosed(f"the yamux session with {self.peer} was closed on this side"))
         self._reading.join()
         with self._lock:
             drain = self._drain
@@ -385,13 +400,16 @@ class Mux:
     def _write(self, stream: MuxStream, data: Buffer) -> int:
         """Send one frame of data, as much as the windows allow. Returns the number of bytes, 0 after having waited."""
         try:
-            with self._writing:
+            held.acquire(self._writing)
+            try:
                 with self._lock:
                     stream._check_sendable()
                     size = self._session.send(stream.stream_id, data)
                     frames = self._session.data_to_send() if size else []
                 if size:
                     self._send_below(frames)
+            finally:
+                self._writing.release()
         finally:  # others left theirs to whoever has `_writing`, also when that is of no avail
             if self._session.has_data_to_send:
                 self._flush()
@@ -488,29 +506,39 @@ class MuxStream:
         :raises StreamClosed, StreamReset: the stream is over.
         """
         mux = self._mux
-        with mux._lock:
+        with held, mux._lock:
             if not mux._reading.wait(self._is_accepted, mux._opening, _deadline(timeout)):
                 raise TimeoutError(f"{self.peer} was not accepted within {timeout:g} s")
             self._check_sendable()
 
     def send(self, data: Buffer) -> None:
-        with self._sending:
-            self._send(data)
+        self.send_all((data,))
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
-        with self._sending:
-            if sum(map(len, buffers)) <= _CHUNK:
-                buffers = (b"".join(buffers),)
-            for buffer in buffers:
-                self._send(buffer)
+        with held:
+            held.acquire(self._sending)
+            try:
+                if len(buffers) > 1 and sum(map(len, buffers)) <= _CHUNK:
+                    buffers = (b"".join(buffers),)
+                self._send(buffers)
+            finally:
+                self._sending.release()
 
-    def _send(self, data: Buffer) -> None:
-        rest = data if len(data) <= _CHUNK else memoryview(data)
-        while True:
-            sent = self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])
-            if sent == len(rest):
-                return
-            rest = memoryview(rest)[sent:]
+    def _send(self, buffers: Sequence[Buffer]) -> None:
+        begun = False
+        try:
+            for buffer in buffers:
+                rest = buffer if len(buffer) <= _CHUNK else memoryview(buffer)
+                while True:
+                    sent = self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])
+                    begun = begun or sent > 0
+                    if sent == len(rest):
+                        break
+                    rest = memoryview(rest)[sent:]
+        except BaseException:
+            if begun:
+                held.harmless = False  # the peer has half of it
+            raise
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         return self._receive(max_bytes, timeout, soon=False)
@@ -524,19 +552,20 @@ class MuxStream:
 
     def _receive(self, max_bytes: int, timeout: float | None, soon: bool) -> bytes:
         mux = self._mux
-        with mux._lock:
-            data = None
-            if not self._has_news():
-                deadline = _deadline(timeout)
-                if max_bytes >= _CHUNK:
-                    data = mux._read_only(self, timeout, soon)
-                if data is None and not mux._reading.wait(self._has_news, self._waiters, deadline):
-                    raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
-            if data is None:
-                data = self._take(max_bytes)
-        if mux._session.has_data_to_send:
-            mux._flush()
-        return data
+        with held:
+            with mux._lock:
+                data = None
+                if not self._has_news():
+                    deadline = _deadline(timeout)
+                    if max_bytes >= _CHUNK:
+                        data = mux._read_only(self, timeout, soon)
+                    if data is None and not mux._reading.wait(self._has_news, self._waiters, deadline):
+                        raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
+                if data is None:
+                    data = self._take(max_bytes)
+            if mux._session.has_data_to_send:
+                mux._flush()
+            return data
 
     def receive_into(self, buffer: memoryview, timeout: float | None = None) -> int:
         data = self.receive(len(buffer), timeout)
@@ -544,30 +573,35 @@ class MuxStream:
         return len(data)
 
     def close_write(self) -> None:
-        with self._sending:
-            with self._mux._lock:
-                self._mux._session.close_write(self.stream_id)
-                self._mux._forget_if_over(self.stream_id)
-            self._mux._flush()
+        with held:
+            held.acquire(self._sending)
+            try:
+                with self._mux._lock:
+                    self._mux._session.close_write(self.stream_id)
+                    self._mux._forget_if_over(self.stream_id)
+                self._mux._flush()
+            finally:
+                self._sending.release()
 
     def close(self) -> None:
         mux = self._mux
-        with mux._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._received = b""
-            mux._session.close(self.stream_id)
-            mux._lingering[self.stream_id] = time.monotonic() + mux._config.close_timeout
-            mux._forget_if_over(self.stream_id)
-            if len(mux._lingering) > _LINGERING:
-                mux._give_up(next(iter(mux._lingering)), "")
-            mux._reading.wake(self._waiters)
-        mux._flush()
+        with held:
+            with mux._lock:
+                if self._closed:
+                    return
+                self._closed = True
+                self._received = b""
+                mux._session.close(self.stream_id)
+                mux._lingering[self.stream_id] = time.monotonic() + mux._config.close_timeout
+                mux._forget_if_over(self.stream_id)
+                if len(mux._lingering) > _LINGERING:
+                    mux._give_up(next(iter(mux._lingering)), "")
+                mux._reading.wake(self._waiters)
+            mux._flush()
 
     def readable(self) -> bool:
         mux = self._mux
-        with mux._lock:
+        with held, mux._lock:
             for _ in range(_LOOKS):
                 if self._has_news():
                     break
@@ -590,7 +624,7 @@ class MuxStream:
     def writable(self) -> bool:
         if self._sending.locked() or self._mux._writing.locked():
             return False
-        with self._mux._lock:
+        with held, self._mux._lock:
             if self._failure() is not None or not self._mux._session.can_send(self.stream_id, ROOM):
                 return False
         return self._mux._below.writable()

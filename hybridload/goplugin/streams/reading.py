@@ -8,8 +8,9 @@ rules:
   impatient read for themselves. When its moment is over, a reader leaves the role to the watching thread and sleeps,
   so that it can be woken by what does not come over the connection, such as a `close` from another thread.
 - A reader that has what it wants passes the role to the impatient waiter that came last, if there is one.
-- Whoever is interrupted (Ctrl-C) neither keeps the role nor loses the lock. Python looks for signals after calls, so a
-  lock is let go inside the `try` that takes it back, and the role is given up before anybody is called to pass it on.
+- Whoever is interrupted (Ctrl-C) neither keeps the role nor loses the lock, nor anything that was read: it is
+  interrupted where it sleeps (see `interrupts`). Other exceptions may come from any call, so a lock is let go inside
+  the `try` that takes it back, and the role is given up before anybody is called to pass it on.
 - The watching thread reads while nobody is impatient: it answers pings, serves those who wait for long (a copier of
   standard output, a server between requests) and notices the end. It gives the role up when it has handed something to
   an impatient waiter, or sees one waiting: callers are active, and reading for them would cost them a change of threads
@@ -21,6 +22,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+
+from hybridload.goplugin.streams.interrupts import held
 
 MOMENT = 0.02  # seconds
 
@@ -187,7 +190,7 @@ class Reading:
             self._callers[me] = None
         try:
             self._lock.release()
-            woken = me.gate.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            woken = held.wait(me.gate, timeout)
         finally:
             self._lock.acquire()
             self._asleep.discard(me)

@@ -1,0 +1,170 @@
+"""Exceptions that signal handlers raise (Ctrl-C, soft time limits) come only where nothing can be lost by them.
+
+Python runs signal handlers in the main thread, between any two steps of it. One that raises while a caller has received
+bytes and not handed them out yet, or has counted what it has not sent, spoils a connection that others share, though
+nothing was lost on the wire. So while the main thread works on a shared session, the handlers that the program has set
+are replaced by one that notes what came. It is handed on where the thread waits, or when it leaves the session; what it
+raises then ends that call and nothing else. (Trio protects itself from KeyboardInterrupt in the same way, by a handler
+that looks where it is.)
+
+- `with held:` in other threads does nothing: no handler runs there.
+- A place that may wait for long says so: `held.wait` for a gate, `held.acquire` for a lock that may be held for long,
+  `held.pause` for anything else. What comes while such a place waits is handed on at once.
+- Whatever is noted for longer than `_PATIENCE` is not: the next signal is handed on wherever the thread is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_NAMES = (
+    *("SIGINT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"),
+    "SIGBREAK",
+)
+_SIGNALS = tuple(int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name))
+_PATIENCE = 1.0  # seconds
+_SLICE = 0.05  # seconds
+
+# `signal` makes enumerations of what it takes and gives, which takes ten times as long as the functions below it.
+_fast: Any = getattr(signal, "_signal", signal)
+_get, _set = _fast.getsignal, _fast.signal
+_here = threading.get_ident
+
+
+class Held:
+    """Holds back what signal handlers raise. There is one for the process; it is reentrant."""
+
+    def __init__(self) -> None:
+        self._main: int | None = threading.main_thread().ident
+        self._depth = 0
+        self._waiting = False
+        self._outer: list[bool] = []  # whether each section around this one was waiting: then a handler has entered it
+        self._arrived: deque[tuple[int, FrameType | None]] = deque()
+        self._since = 0.0  # when the first of them came
+        self._seen: tuple[Any, ...] = ()
+        self._raising: list[int] = []  # those of the signals that a handler is set for
+        self._handlers: dict[int, Any] = {}  # those that were replaced
+        self._replacement = self._arrive
+        self.harmless = False
+        """Whether what was raised in here last came at a wait, where nothing is lost."""
+
+    @property
+    def here(self) -> bool:
+        """Whether the calling thread is the one in a section."""
+        return self._depth > 0 and _here() == self._main
+
+    def __enter__(self) -> None:
+        if _here() != self._main:
+            return
+        if self._depth:
+            self._outer.append(self._waiting)
+            self._depth += 1
+            self._waiting = False
+            return
+        handlers = tuple(map(_get, _SIGNALS))
+        if handlers != self._seen:
+            self._raising = [number for number, handler in zip(_SIGNALS, handlers, strict=True) if callable(handler)]
+            self._seen = handlers
+        try:
+            for number in self._raising:
+                self._remember(number, _get(number))
+                self._remember(number, _set(number, self._replacement))
+            self.harmless = False
+            self._depth = 1
+        except ValueError:  # of a subinterpreter's
+            self._main = None
+        except BaseException:
+            self._put_back()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        if not self._depth or _here() != self._main:
+            return
+        if self._depth > 1:
+            self._depth -= 1
+            self._waiting = self._outer.pop()
+            return
+        try:
+            self._put_back()
+        finally:
+            self._depth = 0
+        if self._arrived:
+            self._hand_on()
+
+    def wait(self, gate: threading.Lock, timeout: float | None = None) -> bool:
+        """Acquire what another thread releases to wake this one. A handler may raise here.
+
+        :param timeout: in seconds.
+        """
+        timeout = -1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        if not self.here:
+            return gate.acquire(timeout=timeout)
+        woken: bool = self.pause(gate.acquire, True, timeout)
+        return woken
+
+    def acquire(self, lock: threading.Lock) -> None:
+        """Acquire a lock that others may hold for long. A handler may raise here, and then the lock is not held."""
+        if not self.here:
+            lock.acquire()
+            return
+        while not lock.acquire(timeout=_SLICE):
+            self.pause(int)
+
+    def pause(self, wait: Callable[..., Any], *args: Any) -> Any:
+        """What ``wait(*args)`` returns, during which a handler may raise; it changes nothing that would be lost then.
+
+        Called in a section, see `here`.
+        """
+        try:
+            self._waiting = True
+            if self._arrived:
+                self._hand_on()
+            return wait(*args)
+        except BaseException:
+            self.harmless = True
+            raise
+        finally:
+            self._waiting = False
+
+    def _arrive(self, number: int, frame: FrameType | None) -> None:
+        if self._depth and not self._waiting:
+            if not self._arrived:
+                self._since = time.monotonic()
+            if time.monotonic() - self._since < _PATIENCE:
+                self._arrived.append((number, frame))
+                return
+        self._handlers[number](number, frame)
+
+    def _hand_on(self) -> None:
+        while self._arrived:
+            number, frame = self._arrived.popleft()
+            self._handlers[number](number, frame)
+
+    def _remember(self, number: int, handler: Any) -> None:
+        if handler is not self._replacement:  # else it was not put back
+            self._handlers[number] = handler
+
+    def _put_back(self) -> None:
+        """Set the handlers again that were replaced, but not where somebody has set another meanwhile."""
+        for number in self._raising:
+            if _get(number) is self._replacement:
+                _set(number, self._handlers[number])
+
+    def _begin_anew(self) -> None:
+        """In a forked child, whose main thread is the one that forked: it may not be the one in the section."""
+        if self._main != _here():
+            self._put_back()
+            self.__init__()  # type: ignore[misc]
+
+
+held = Held()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=held._begin_anew)
