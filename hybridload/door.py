@@ -17,7 +17,6 @@ In-process calls do not come through here, unless they are to be counted: their 
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import time
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind, is_idempotent
 from hybridload.deadlines import end_of_calls, ending_at
-from hybridload.drain import CountedAsyncStream, CountedStream, Gate, Limit
+from hybridload.drain import CountedAsyncStream, CountedStream, Gate, Limit, Permit
 from hybridload.errors import CallTimeout, PluginBusy, PluginCrashed
 from hybridload.handle import named_after
 
@@ -40,7 +39,7 @@ PATIENCE = 30.0
 """Seconds that a call without a deadline waits for a plugin that is being started again."""
 TRIES = 3
 
-Steps = Generator[tuple["Future[None]", float | None], None, "Place"]
+Steps = Generator[tuple["Future[Any]", float | None], None, Permit]
 
 
 class Place(Protocol):
@@ -125,15 +124,15 @@ class Door:
 
     # -- for calls
 
-    def enter(self, until: float | None) -> Any:
+    def enter(self, until: float | None) -> Permit:
         """Be counted where the plugin runs, and be told where; waits for that.
 
         :param until: the call's deadline, on the clock of `time.monotonic`.
         :raises PluginBusy, CallTimeout, PluginCrashed, PluginClosed, NoUsableIsolation: why it cannot be.
         """
-        place = self.enter_now()
-        if place is not None:
-            return place
+        permit = self.enter_now()
+        if permit is not None:
+            return permit
         steps = self._entering(until)
         try:
             future, patience = next(steps)
@@ -145,25 +144,35 @@ class Door:
                 else:
                     future, patience = next(steps)
         except StopIteration as stop:
-            return stop.value
+            return stop.value  # type: ignore[no-any-return]
         finally:
             steps.close()
 
-    def enter_now(self) -> Any:
+    def enter_now(self) -> Permit | None:
         """The same if it takes no waiting; `None`, and not counted, otherwise."""
-        if not self.limit.enter():
+        limit = self.limit
+        seat = [limit.token] if limit.most == math.inf else limit.seat()
+        if not seat:
             return None
-        place = self._place
-        if place is not None and place.gate.enter():
-            return place
-        self.limit.leave()
+        try:
+            place = self._place
+            if place is not None:
+                gate = place.gate
+                seat.append(gate.token)
+                if gate.is_open:
+                    return Permit(place, gate, limit, seat)
+        except BaseException:  # Ctrl-C; whoever keeps the exception keeps what is in these frames
+            seat.clear()
+            raise
+        seat.clear()
+        limit.left()
         return None
 
-    async def enter_async(self, until: float | None) -> Any:
+    async def enter_async(self, until: float | None) -> Permit:
         """The same on an event loop, which goes on meanwhile."""
-        place = self.enter_now()
-        if place is not None:
-            return place
+        permit = self.enter_now()
+        if permit is not None:
+            return permit
         import asyncio
 
         steps = self._entering(until)
@@ -178,14 +187,9 @@ class Door:
                 else:
                     future, patience = next(steps)
         except StopIteration as stop:
-            return stop.value
+            return stop.value  # type: ignore[no-any-return]
         finally:
             steps.close()
-
-    def leave(self, place: Place) -> None:
-        """Be counted no more."""
-        place.gate.leave()
-        self.limit.leave()
 
     def crashed(self, place: Place) -> None:
         """A call in that place raised `PluginCrashed`."""
@@ -196,15 +200,21 @@ class Door:
         return end_of_calls(self.call_timeout)
 
     def _entering(self, until: float | None) -> Steps:
-        """What has to be waited for, each with the seconds that it is waited for at the most; returns the place."""
+        """What has to be waited for, each with the seconds that it is waited for at the most; returns the permit."""
         limit = self.limit
-        if not limit.enter():
-            yield from self._take_turn(limit, until)
+        seat = limit.seat()
+        if not seat:
+            seat = yield from self._take_turn(limit, until)
         try:
             while True:
                 place = self._place
-                if place is not None and place.gate.enter():
-                    return place  # type: ignore[no-any-return]
+                if place is not None:
+                    gate = place.gate
+                    seat.append(gate.token)
+                    if gate.is_open:
+                        return Permit(place, gate, limit, seat)
+                    seat.pop()
+                    gate.left()
                 arrival = self._arrival_after(place)
                 if arrival is None:
                     continue
@@ -213,10 +223,13 @@ class Door:
                 except TimeoutError:
                     raise self._late(until) from None
         except BaseException:
-            limit.leave()
+            seat.clear()
+            limit.left()
             raise
 
-    def _take_turn(self, limit: Limit, until: float | None) -> Generator[tuple[Future[None], float | None], None, None]:
+    def _take_turn(
+        self, limit: Limit, until: float | None
+    ) -> Generator[tuple[Future[Any], float | None], None, list[object]]:
         if not self.waits_when_busy:
             raise PluginBusy(
                 f"Plugin {self.name!r} has {limit.most} calls in flight, as many as max_concurrency allows. Call it "
@@ -228,7 +241,8 @@ class Door:
             yield turn, None
         except BaseException as error:
             if not turn.cancel():
-                limit.leave()
+                turn.result().clear()
+                limit.left()
             if isinstance(error, TimeoutError):
                 raise CallTimeout(
                     f"Plugin {self.name!r}: the call's deadline came while it waited for one of the {limit.most} that "
@@ -236,6 +250,7 @@ class Door:
                     plugin=self.name,
                 ) from None
             raise
+        return turn.result()
 
     def _arrival_after(self, place: Any) -> Future[None] | None:
         """What is done when calls may be let in; `None` when there may be news already."""
@@ -294,28 +309,28 @@ def _tries(method: Method, service: Service) -> int:
 
 def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
     name, tries = method.name, _tries(method, service)
-    enter, leave = door.enter_now, door.leave
+    enter = door.enter_now
 
     def call(*args: Any, **kwargs: Any) -> Any:
         until, left = None if door.call_timeout is None else door.deadline(), tries
-        place, limit = enter(), None  # a call that neither waits nor is repeated has all its time
+        permit, limit = enter(), None  # a call that neither waits nor is repeated has all its time
         while True:
-            if place is None:
+            if permit is None:
                 until = door.deadline() if until is None else until
-                place, limit = door.enter(until), until
+                permit, limit = door.enter(until), until
             try:
                 if limit is None:
-                    return place.methods[kind][name](*args, **kwargs)
+                    return permit.place.methods[kind][name](*args, **kwargs)
                 with ending_at(limit):
-                    return place.methods[kind][name](*args, **kwargs)
+                    return permit.place.methods[kind][name](*args, **kwargs)
             except PluginCrashed:
-                door.crashed(place)
+                door.crashed(permit.place)
                 left -= 1
                 if not left:
                     raise
             finally:
-                leave(place)
-            place = None
+                permit.leave()
+            permit = None
 
     return call
 
@@ -325,23 +340,23 @@ def _async_call(door: Door, kind: str, method: Method, service: Service) -> Call
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         until, left = door.deadline(), tries
-        place, limit = door.enter_now(), None  # as above
+        permit, limit = door.enter_now(), None  # as above
         while True:
-            if place is None:
-                place, limit = await door.enter_async(until), until
+            if permit is None:
+                permit, limit = await door.enter_async(until), until
             try:
                 if limit is None:
-                    return await place.methods[kind][name](*args, **kwargs)
+                    return await permit.place.methods[kind][name](*args, **kwargs)
                 with ending_at(limit):
-                    return await place.methods[kind][name](*args, **kwargs)
+                    return await permit.place.methods[kind][name](*args, **kwargs)
             except PluginCrashed:
-                door.crashed(place)
+                door.crashed(permit.place)
                 left -= 1
                 if not left:
                     raise
             finally:
-                door.leave(place)
-            place = None
+                permit.leave()
+            permit = None
 
     return call
 
@@ -351,12 +366,12 @@ def _stream(door: Door, kind: str, method: Method, service: Service) -> Callable
 
     def call(*args: Any, **kwargs: Any) -> Any:
         until = door.deadline()
-        place = door.enter_now()
-        if place is not None:
-            return _opened(door, place, kind, name, args, kwargs, CountedStream)
-        place = door.enter(until)
+        permit = door.enter_now()
+        if permit is not None:
+            return _opened(door, permit, kind, name, args, kwargs, CountedStream)
+        permit = door.enter(until)
         with ending_at(until):
-            return _opened(door, place, kind, name, args, kwargs, CountedStream)
+            return _opened(door, permit, kind, name, args, kwargs, CountedStream)
 
     return call
 
@@ -365,9 +380,9 @@ def _async_stream(door: Door, kind: str, method: Method, service: Service) -> Ca
     name = method.name
 
     def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        place = door.enter_now()
-        if place is not None:
-            return _opened(door, place, kind, name, args, kwargs, CountedAsyncStream)  # type: ignore[no-any-return]
+        permit = door.enter_now()
+        if permit is not None:
+            return _opened(door, permit, kind, name, args, kwargs, CountedAsyncStream)  # type: ignore[no-any-return]
         return _async_items(door, kind, name, args, kwargs)
 
     return call
@@ -377,8 +392,8 @@ async def _async_items(
     door: Door, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> AsyncIterator[Any]:
     until = door.deadline()
-    place = await door.enter_async(until)
-    stream = _opened(door, place, kind, name, args, kwargs, CountedAsyncStream)
+    permit = await door.enter_async(until)
+    stream = _opened(door, permit, kind, name, args, kwargs, CountedAsyncStream)
     try:
         with ending_at(until):  # the call is made when its first item is asked for
             item = await anext(stream, _END)
@@ -390,20 +405,20 @@ async def _async_items(
 
 
 def _opened(
-    door: Door, place: Any, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Any
+    door: Door, permit: Permit, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Any
 ) -> Any:
     """Begin a stream, which is in flight until it ends."""
     try:
-        stream = place.methods[kind][name](*args, **kwargs)
+        stream = permit.place.methods[kind][name](*args, **kwargs)
     except BaseException as error:
-        door.leave(place)
+        permit.leave()
         if isinstance(error, PluginCrashed):
-            door.crashed(place)
+            door.crashed(permit.place)
         raise
     when_done = getattr(stream, "add_done_callback", None)
     if when_done is None:
-        return counted(stream, functools.partial(door.leave, place))
-    when_done(functools.partial(door.leave, place))
+        return counted(stream, permit.leave)
+    when_done(permit.leave)
     return stream
 
 

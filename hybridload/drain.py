@@ -3,18 +3,28 @@ are never too many.
 
 A gate belongs to one running plugin. Who is refused at one that is shut or closed goes where the plugin is by then, so
 that no call is lost, and none is sent twice.
+
+A call is counted by what it holds: a reference to the `token` of the gate and of the limit. So none stays counted that
+is interrupted (Ctrl-C) at whatever step, as happens to counters that are raised and lowered.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hybridload import interrupts
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+_LOOK = 0.1
+"""Seconds. Who was interrupted while it left may have told nobody."""
 
 
 class Gate:
@@ -24,35 +34,32 @@ class Gate:
     gate is open then; whoever closes it does so first and counts then. So one of them sees the other.
     """
 
-    __slots__ = ("_changed", "_closed", "_inside", "_open")
+    __slots__ = ("_changed", "_closed", "_open", "_unheld", "token")
 
     def __init__(self) -> None:
         # Reentrant: a stream that is collected may leave at any moment, also in a thread that is in here.
         self._changed = threading.Condition(threading.RLock())
-        self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
+        self.token = object()
+        """Whoever holds it is counted."""
+        self._unheld = sys.getrefcount(self.token)
         self._open = True
         self._closed = False
-
-    def enter(self) -> bool:
-        """Count one more call; false, and nothing counted, when the gate is not open."""
-        self._inside.append(None)
-        if self._open:
-            return True
-        self.leave()
-        return False
-
-    def leave(self) -> None:
-        """Count one less; in a forked child maybe one that was counted before the fork, and is not any more."""
-        if self._inside:
-            self._inside.pop()
-        if not self._open and not self._inside:
-            with self._changed:
-                self._changed.notify_all()
 
     @property
     def is_open(self) -> bool:
         """Whether calls may enter."""
         return self._open
+
+    @property
+    def inside(self) -> int:
+        """How many calls are counted."""
+        return sys.getrefcount(self.token) - self._unheld
+
+    def left(self) -> None:
+        """Somebody has let go of the token."""
+        if not self._open and not self.inside:
+            with self._changed:
+                self._changed.notify_all()
 
     def shut(self) -> None:
         """Let nobody in, for the time being."""
@@ -66,9 +73,15 @@ class Gate:
 
     def close(self, timeout: float) -> bool:
         """Let nobody in any more and wait for those inside; whether all left within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
         with self._changed:
             self._open, self._closed = False, True
-            return self._changed.wait_for(lambda: not self._inside, timeout)
+            while self.inside:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return False
+                self._changed.wait(min(remaining, _LOOK))
+            return True
 
 
 class Limit:
@@ -82,61 +95,79 @@ class Limit:
 
     def __init__(self, most: float) -> None:
         self.most = most
+        self.token = object()
+        """Whoever holds it is counted. Where there is a limit, it is to be had from `seat` and `queue` alone."""
+        self._unheld = sys.getrefcount(self.token)
         self._lock = threading.RLock()  # as a gate's
-        self._inside: deque[None] = deque()  # one for each call: appending and popping are atomic
-        self._turns: deque[Future[None]] = deque()
+        self._turns: deque[Future[list[object]]] = deque()
 
     @property
     def inside(self) -> int:
         """How many calls are counted."""
-        return len(self._inside)
+        return sys.getrefcount(self.token) - self._unheld
 
-    def enter(self) -> bool:
-        """Count one more call; false, and nothing counted, when there are as many as may be."""
+    def seat(self) -> list[object]:
+        """What counts one more call until it is cleared or dropped; empty when there are as many as may be."""
         if self.most == math.inf:
-            self._inside.append(None)
-            return True
-        with self._lock:
+            return [self.token]
+        with interrupts.held, self._lock:
             self._hand_out()
-            if len(self._inside) >= self.most:
-                return False
-            self._inside.append(None)
-            return True
+            return [self.token] if self.inside < self.most else []
 
-    def queue(self) -> Future[None]:
-        """A turn: done when it has come, and counted then. One that nobody waits for any more has to be cancelled; when
-        that fails it has come, and `leave` has to give it back."""
+    def queue(self) -> Future[list[object]]:
+        """A turn, whose result is a seat. One that nobody waits for any more has to be cancelled; when that fails the
+        seat has come, and has to be cleared."""
         from concurrent.futures import Future
 
-        turn: Future[None] = Future()
-        with self._lock:
+        turn: Future[list[object]] = Future()
+        with interrupts.held, self._lock:
             self._turns.append(turn)
             self._hand_out()
         return turn
 
-    def leave(self) -> None:
-        """Count one less, as a gate does; the place is for whoever is next."""
-        if self._inside:
-            self._inside.pop()
+    def left(self) -> None:
+        """Somebody has let go of a seat; it is for whoever is next."""
         if self._turns:
-            with self._lock:
+            with interrupts.held, self._lock:
                 self._hand_out()
 
     def resize(self, most: float) -> None:
         """Let another number in from now on; who is inside stays."""
-        with self._lock:
+        with interrupts.held, self._lock:
             self.most = most
             self._hand_out()
 
     def _hand_out(self) -> None:
         """Let in whoever waits and has room. Called with the lock held."""
-        while self._turns and len(self._inside) < self.most:
-            turn = self._turns.popleft()
-            self._inside.append(None)  # first: a stream that is collected meanwhile comes through here as well
+        while self._turns and self.inside < self.most:
+            turn, seat = self._turns.popleft(), [self.token]
+            # Counted first: a stream that is collected meanwhile comes through here as well.
             if turn.set_running_or_notify_cancel():
-                turn.set_result(None)
+                turn.set_result(seat)
             else:
-                self._inside.pop()
+                seat.clear()
+
+
+class Permit:
+    """A call in flight in one place.
+
+    :param seat: of the limit; holds the gate's token as well.
+    """
+
+    __slots__ = ("_gate", "_limit", "_seat", "place")
+
+    def __init__(self, place: Any, gate: Gate, limit: Limit, seat: list[object]) -> None:
+        self.place = place
+        self._gate = gate
+        self._limit = limit
+        self._seat = seat
+
+    def leave(self) -> None:
+        """Be counted no more. Safe to call twice."""
+        self._seat.clear()
+        if not self._gate.is_open:
+            self._gate.left()
+        self._limit.left()
 
 
 class CountedStream:

@@ -938,11 +938,11 @@ class LoadedPlugin:
 
     def _made(self, kind: str) -> Any:
         """What a hand-written plugin's half made for the process that runs; waits for one as a call does."""
-        place = self._door.enter(self._door.deadline())
+        permit = self._door.enter(self._door.deadline())
         try:
-            return place.methods[kind]
+            return permit.place.methods[kind]
         finally:
-            self._door.leave(place)
+            permit.leave()
 
     def _is_direct(self, place: _Place) -> bool:
         """Whether the slots are to hold the real object's own methods."""

@@ -32,14 +32,14 @@ def test_a_task_that_is_cancelled_as_its_turn_comes_is_cancelled_and_takes_no_pl
         entering = asyncio.create_task(door.enter_async(until))
         while not door.limit._turns:
             await asyncio.sleep(0)
-        door.leave(inside)
+        inside.leave()
         for _ in range(steps):
             await asyncio.sleep(0)
         if entering.cancel():
             with pytest.raises(asyncio.CancelledError):
                 await entering
         else:
-            door.leave(entering.result())
+            entering.result().leave()
         assert door.limit.inside == 0
 
     asyncio.run(main())

@@ -7,7 +7,7 @@ where the answer comes soon (see `streams.spinning`). Calls of which nobody wait
 methods) are followed by a thread that starts with the first of them and reads only while no caller does.
 
 net/rpc cannot cancel: a caller that gives up is forgotten, and its answer is passed over when it comes. So is one that
-is interrupted (Ctrl-C): what it does for others as well is done as a whole, see `streams.interrupts`.
+is interrupted (Ctrl-C): what it does for others as well is done as a whole, see `hybridload.interrupts`.
 
 Sending is combined: a call is encoded into what is unsent, and whoever finds that nobody sends, sends all of it. So one
 system call carries what several threads asked meanwhile, and none of them waits for another's.
@@ -28,8 +28,8 @@ from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GoType, Limits,
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
 from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset, again
-from hybridload.goplugin.streams.interrupts import held
 from hybridload.goplugin.streams.mux import MuxStream
+from hybridload.interrupts import held
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
 _SLICE = 0.05  # seconds

@@ -7,8 +7,8 @@ data, or at once by whoever caused them if that cannot block. Nobody waits for t
 what else cannot be sent is left to a thread that is started for it and ends with it.
 
 A caller that is interrupted (Ctrl-C) ends nothing but its own call: what it does here is done as a whole, and it is
-interrupted where it waits (see `interrupts`). Only what is interrupted while the connection below takes half a frame
-ends the session.
+interrupted where it waits (see `hybridload.interrupts`). Only what is interrupted while the connection below takes half
+a frame ends the session.
 
 Locks are taken in this order: a stream's `_sending`, `_writing`, `_lock`. `_lock` guards everything that is not marked
 otherwise, and is never held during a call on the stream below.
@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from hybridload.goplugin.streams.base import ROOM, Buffer, Stream, StreamClosed, StreamError, StreamReset, again
-from hybridload.goplugin.streams.interrupts import held
 from hybridload.goplugin.streams.reading import MOMENT, Reading, Waiter
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.yamux import (
@@ -40,6 +39,7 @@ from hybridload.goplugin.streams.yamux import (
     WentAway,
     WindowGrew,
 )
+from hybridload.interrupts import held
 
 _CHUNK = 65536  # bytes per receive from below, and at most per frame of data, so that streams take turns
 _SMALL = 1024  # bytes of control frames that are sent by whoever has caused them

@@ -9,8 +9,8 @@ rules:
   so that it can be woken by what does not come over the connection, such as a `close` from another thread.
 - A reader that has what it wants passes the role to the impatient waiter that came last, if there is one.
 - Whoever is interrupted (Ctrl-C) neither keeps the role nor loses the lock, nor anything that was read: it is
-  interrupted where it sleeps (see `interrupts`). Other exceptions may come from any call, so a lock is let go inside
-  the `try` that takes it back, and the role is given up before anybody is called to pass it on.
+  interrupted where it sleeps (see `hybridload.interrupts`). Other exceptions may come from any call, so a lock is let
+  go inside the `try` that takes it back, and the role is given up before anybody is called to pass it on.
 - The watching thread reads while nobody is impatient: it answers pings, serves those who wait for long (a copier of
   standard output, a server between requests) and notices the end. It gives the role up when it has handed something to
   an impatient waiter, or sees one waiting: callers are active, and reading for them would cost them a change of threads
@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from hybridload.goplugin.streams.interrupts import held
+from hybridload.interrupts import held
 
 MOMENT = 0.02  # seconds
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from hybridload import platforms
 from hybridload.frozen import frozen
 from hybridload.goplugin.streams.base import Buffer, Listener, StreamClosed, StreamError, StreamReset
+from hybridload.interrupts import held
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class SocketStream:
     def send(self, data: Buffer) -> None:
         try:
             with self._sending:
-                self._socket.sendall(data, _NO_SIGNAL)
+                self._send_rest(data)
         except OSError as error:
             raise self._failed(error) from error
         finally:
@@ -118,11 +119,33 @@ class SocketStream:
                 self._let_go()
 
     def _gather(self, buffers: Sequence[Buffer]) -> None:
-        sent = self._socket.sendmsg(buffers, (), _NO_SIGNAL)
+        try:
+            sent = self._socket.sendmsg(buffers, (), _NO_SIGNAL | (_DONT_WAIT if held.here else 0))
+        except BlockingIOError:
+            sent = 0
         for buffer in buffers:  # a signal may have cut the call short
             if sent < len(buffer):
-                self._socket.sendall(memoryview(buffer)[sent:], _NO_SIGNAL)
+                self._send_rest(memoryview(buffer)[sent:])
             sent = max(0, sent - len(buffer))
+
+    def _send_rest(self, data: Buffer) -> None:
+        if not (_DONT_WAIT and held.here):
+            self._socket.sendall(data, _NO_SIGNAL)
+            return
+        # Where signals are held back, the call that waits must not be one that they cannot interrupt.
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest, _NO_SIGNAL | _DONT_WAIT) :]
+            except BlockingIOError:
+                self._await_room()
+
+    def _await_room(self) -> None:
+        try:
+            held.pause(_Readiness(self._socket, writing=True).wait, None)
+        except BaseException:
+            held.harmless = False  # some of it may have been sent
+            raise
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         try:
@@ -215,7 +238,8 @@ class SocketStream:
         self._last_timeout = timeout
         if self._arrival is None:
             self._arrival = _Readiness(self._socket)
-        if not self._arrival.wait(timeout):
+        wait = self._arrival.wait
+        if not (held.pause(wait, timeout) if held.here and timeout is None else wait(timeout)):
             raise self._nothing_came(timeout)
         return 0
 

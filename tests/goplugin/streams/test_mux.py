@@ -510,8 +510,8 @@ class Hooked:
         self.releasing: Callable[[], None] = lambda: None
         self.released: Callable[[], None] = lambda: None
 
-    def acquire(self, blocking: bool = True) -> bool:
-        got = self._lock.acquire(blocking)
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        got = self._lock.acquire(blocking, timeout)
         if got:
             self.taken()
         return got

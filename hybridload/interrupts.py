@@ -114,7 +114,7 @@ class Held:
         if not self.here:
             lock.acquire()
             return
-        while not lock.acquire(timeout=_SLICE):
+        while not lock.acquire(True, _SLICE):
             self.pause(int)
 
     def pause(self, wait: Callable[..., Any], *args: Any) -> Any:
