@@ -40,6 +40,8 @@ _DETAILS = "grpc-status-details-bin"
 _SETTLE = 1.0
 # Seconds that finding out why a call failed may take beyond its deadline.
 _LATE = 0.2
+# More than a channel has.
+_CONNECTIONS = 10
 
 Fate = Callable[[float], Exception | None]
 """Seconds to wait -> why the plugin is gone, or `None` when it is still there after them."""
@@ -281,12 +283,18 @@ class GRPCConnection:
             self._broken()
 
     def _answers(self, timeout: float) -> bool:
-        try:
-            self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=timeout)
-        except self._engine.rpc_error as error:
-            code: str = error.code().name
-            return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
-        return True
+        deadline = time.monotonic() + timeout
+        for _ in range(_CONNECTIONS):  # those that broke at the same time may not have been noticed yet
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=left)
+            except self._engine.rpc_error as error:
+                if not self._engine.lost(error):
+                    code: str = error.code().name
+                    return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
+            else:
+                return True
+        return False
 
     def _connect(self, endpoint: Endpoint, timeout: float) -> None:
         deadline = time.monotonic() + timeout

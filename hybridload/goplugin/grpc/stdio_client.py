@@ -96,8 +96,8 @@ class StdioStream:
                 self._call = self._open(messages.Empty())
                 if self._closed:
                     self._call.cancel()
-        except ValueError:
-            log.debug("plugin %s: its channel was closed", self._name)
+        except (*self._rpc_error, ValueError) as error:
+            log.debug("plugin %s: its output stream cannot be opened again: %s", self._name, error)
         finally:
             for sink in self._sinks.values():
                 sink.finish()
