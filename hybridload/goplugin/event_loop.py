@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hybridload.goplugin.threads import OutOfThreads, Thread
+
 if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import Future
@@ -34,6 +36,7 @@ class EventLoop:
         """The loop itself, for `call_soon_threadsafe`.
 
         :raises RuntimeError: after `close`.
+        :raises OutOfThreads: it has no thread yet, and none can be started.
         """
         import asyncio
 
@@ -43,7 +46,7 @@ class EventLoop:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
                 # Runs the loop and nothing else; `close` joins it.
-                thread = threading.Thread(target=_run_loop, args=(loop,), name="hybridload event loop", daemon=True)
+                thread = Thread(target=_run_loop, args=(loop,), name="hybridload event loop", daemon=True)
                 try:
                     thread.start()
                 except BaseException:  # there is no thread to be had

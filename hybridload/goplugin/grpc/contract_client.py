@@ -6,7 +6,6 @@ bind and encode the arguments, send, wait, decode. Nothing else happens on it un
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import functools
 import os
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind
 from hybridload.contract.hints import has_reference
+from hybridload.goplugin.threads import OutOfThreads, start_new_thread
 from hybridload.handle import named_after
 
 if TYPE_CHECKING:
@@ -274,8 +274,8 @@ class RemoteStream:
 def _end_elsewhere(end: Callable[[], None]) -> None:
     """Have a dropped stream ended on a thread that ends with it: whoever collects garbage may be in the middle of the
     connection, with the very locks that this takes. To start a `threading.Thread` takes locks as well."""
-    with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the connection with it
-        _thread.start_new_thread(end, ())
+    with contextlib.suppress(OutOfThreads):  # the channel hears of a call that is dropped by itself, only later
+        start_new_thread(end)
 
 
 class AsyncRemoteStream:
@@ -360,7 +360,11 @@ async def _explained(context: CallContext, error: Any, timeout: float | None, *,
     import asyncio
 
     # Finding out why the connection broke may wait for the process's end.
-    return await asyncio.to_thread(context.translate, error, timeout, stream=stream)
+    explain = functools.partial(context.translate, error, timeout, stream=stream)
+    try:
+        return await asyncio.to_thread(explain)
+    except RuntimeError:  # there is no thread to be had: a loop that stands still for a moment is better than no reason
+        return explain()
 
 
 def _decoder(wire: WireMethod, method: Method, objects: Objects | None) -> Callable[[bytes], Awaitable[Any]]:

@@ -46,6 +46,7 @@ class StdioStream:
     ) -> None:
         self._sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
         self._rpc_error = rpc_error
+        self._not_opened: tuple[type[Exception], ...] = (*rpc_error, ValueError)
         self._name = name
         self._survived = survived
         self._taken = 0
@@ -96,7 +97,7 @@ class StdioStream:
                 self._call = self._open(messages.Empty())
                 if self._closed:
                     self._call.cancel()
-        except (*self._rpc_error, ValueError) as error:
+        except self._not_opened as error:
             log.debug("plugin %s: its output stream cannot be opened again: %s", self._name, error)
         finally:
             for sink in self._sinks.values():

@@ -40,6 +40,7 @@ class Call(Inbox):
 
     # What most calls never change stands on the class: a call is made in a microsecond.
     link: ClientLink
+    stream_id = 0
     compressed = 0
     """Whether messages are sent compressed: the flag before each."""
     initial: Metadata | None = None

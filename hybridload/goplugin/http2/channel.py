@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridload.frozen import replace
 from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.threads import OutOfThreads
 
 from .calls import Call, Deserializer, Responses, StreamCall, UnaryCall, iteration_failed
 from .client_link import ClientLink
@@ -188,6 +189,8 @@ class Channel:
                 link.run(call, block, message, alone)
             except ConnectionClosed:
                 continue
+            except OutOfThreads as error:
+                raise _refused(call, error) from error
             except BaseException:
                 link.cancel(call, Status(StatusCode.CANCELLED, "the calling thread was interrupted"))
                 raise
@@ -206,10 +209,14 @@ class Channel:
             except (PoolClosed, StreamError, TimeoutError) as error:
                 raise _not_connected(call, error) from error
             try:
+                link.secure_reader()
                 link.begin(call, block, message, ends=message is not None)
             except ConnectionClosed:
                 pool.give_back(link)
                 continue
+            except OutOfThreads as error:
+                pool.give_back(link)
+                raise _refused(call, error) from error
             except BaseException:
                 link.cancel(call, Status(StatusCode.CANCELLED, "the calling thread was interrupted"))
                 pool.give_back(link)
@@ -225,8 +232,12 @@ class Channel:
             if call.status is not None:
                 return
             link.read_for_others()
-            if call.deadline is not None:
+            if call.deadline is None:
+                return
+            try:
                 call.timer = self._timers.at(call.deadline, lambda: link.expire(call))
+            except OutOfThreads as error:
+                logger.debug("%s ends late if nobody waits for it: %s", call.method, error)
 
     def send_requests(self, call: Call, requests: Iterable[Any], serialize: Serializer) -> None:
         """Send what the user's iterator gives, in a thread of its own."""
@@ -234,6 +245,8 @@ class Channel:
             self._workers.submit(lambda: self._send_requests(call, iter(requests), serialize))
         except WorkersClosed:
             call.cancel()
+        except OutOfThreads as error:
+            raise _refused(call, error) from error
 
     def _send_requests(self, call: Call, requests: Iterator[Any], serialize: Serializer) -> None:
         link = call.link
@@ -482,6 +495,14 @@ def _not_connected(call: Call, error: Exception) -> Exception:
     if isinstance(error, TimeoutError) and call.deadline is not None and time.monotonic() >= call.deadline:
         return rpc_error(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), (), call.method)
     return _unavailable(call, f"cannot connect: {error}")
+
+
+def _refused(call: Call, error: OutOfThreads) -> Exception:
+    """The exception for a call that needs a thread, which is ended if it has begun."""
+    status = Status(StatusCode.RESOURCE_EXHAUSTED, str(error))
+    if call.stream_id:
+        call.link.cancel(call, status)
+    return rpc_error(status, (), call.method)
 
 
 def _unavailable(call: Call, reason: str) -> Exception:

@@ -9,6 +9,9 @@ caller finds the role free.
 
 Only callers who wait for nothing but their own answer read: a thread blocked in `receive` cannot be told that its call
 was cancelled. Consumers of streams and futures always wait for news instead.
+
+**Where no thread can be started**, a call that needs the background thread is refused before it begins
+(`secure_reader`), so that whoever leaves the role leaves it to callers who can take it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 
 from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset
+from hybridload.goplugin.threads import OutOfThreads, Thread
 
 from .calls import Call
 from .connection import Connection, ConnectionClosed, Role
@@ -48,7 +52,7 @@ logger = logging.getLogger(__name__)
 _CATCHING_UP = 0.02
 """Seconds for what came while nobody waited: many times what it takes to read what is left of streams given up."""
 
-_LONG, _MOMENT = 0.005, 0.001
+_LONG, _PAUSE = 0.005, 0.001
 """Seconds. Who is busy for so long with what came at once, very many small pieces, has the lock for that time and would
 have it again before others get it, whose deadlines have come. So it takes less at a time, and leaves them a moment."""
 
@@ -58,6 +62,9 @@ read: a deadline may come in the very moment in which it is written."""
 
 _UNPROVEN = 8192
 """Bytes of requests, after which a caller that writes with nobody to watch over it sees first that there is room."""
+
+_MOMENT = 0.05
+"""Seconds that a caller reads who must look for other news as well."""
 
 _INTERRUPTED = "who read or wrote for the calls on the connection was interrupted"
 
@@ -281,6 +288,14 @@ class ClientLink(Link):
                 self.workers.submit(lambda: _run_all(callbacks), patient=True)
             except WorkersClosed:
                 logger.debug("callbacks of %s are dropped: the channel is closed", call.method)
+            except OutOfThreads:
+                self._call_back_later(callbacks)
+
+    def _call_back_later(self, callbacks: list[Callable[[], None]]) -> None:
+        try:
+            self.timers.at(0.0, lambda: _run_all(callbacks))
+        except OutOfThreads as error:
+            logger.warning("callbacks of a call are dropped: %s", error)
 
     def _cancel_abandoned(self) -> None:
         while self.abandoned:
@@ -415,6 +430,8 @@ class ClientLink(Link):
             self._not_sent(error)
         except WorkersClosed:
             logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
+        except OutOfThreads:
+            self.flush_later(self.timers, self.flush_or_delegate)
 
     def _send_owed(self) -> None:
         """Write what a reader owes; the reader reads on, whatever comes of it."""
@@ -425,6 +442,8 @@ class ClientLink(Link):
             logger.debug("%s does not want what it is owed: %s", self.stream.peer, error)
         except WorkersClosed:
             logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
+        except OutOfThreads:
+            self.flush_later(self.timers, self.flush_or_delegate)
 
     def _flush_in_background(self) -> None:
         try:
@@ -466,7 +485,7 @@ class ClientLink(Link):
             if call.status is None and not self.wait_for(call, call.is_over, call.deadline, may_read=True):
                 self._expire(call)
             if self.calls and not self._reading:
-                self._start_background()
+                self._leave_to_others()
         finally:
             if not (reading and self._reading):  # else interrupted before it read, and without the lock
                 lock.release()
@@ -484,15 +503,46 @@ class ClientLink(Link):
                     self._read(remaining)
                 except TimeoutError:
                     continue
-            else:
-                self.read_for_others()
+            elif self._is_read():
                 call.wait_for_news(remaining)
+            else:
+                try:
+                    self._read(_MOMENT if remaining is None else min(_MOMENT, remaining))
+                except TimeoutError:
+                    continue
         return True
 
+    def _is_read(self) -> bool:
+        """See to it that somebody reads; false where that takes a thread, and none can be started."""
+        try:
+            self.read_for_others()
+        except OutOfThreads:
+            return False
+        return True
+
+    def _leave_to_others(self) -> None:
+        """The role is free, and there are calls: the background thread takes it, or who waits for one of them."""
+        if not self._is_read():
+            for call in self.calls.values():
+                call.tell()
+
     def read_for_others(self) -> None:
-        """See to it that somebody reads. Called with `lock` held."""
+        """See to it that somebody reads. Called with `lock` held.
+
+        :raises OutOfThreads: nobody does, and no thread can be started.
+        """
         if not self._reading:
             self._start_background()
+
+    def secure_reader(self) -> None:
+        """See to it that there is a background thread, for a call that nobody may be waiting for.
+
+        :raises OutOfThreads: there is none, and none can be started.
+        """
+        if self._background is None:
+            with self.lock:
+                if self._background is None:
+                    self._start_background()
 
     def _read(self, timeout: float | None, only: Call | None = None) -> None:
         """Take the role, read once, give the role back. Called with `lock` held, which is let go while reading.
@@ -517,7 +567,7 @@ class ClientLink(Link):
         try:
             try:
                 if self._laborious:
-                    time.sleep(_MOMENT)
+                    time.sleep(_PAUSE)
                 if self.connection.due:
                     self._send_owed()  # what is due goes out before this thread is lost to reading
                 data = self.receive(timeout, soon)
@@ -560,7 +610,7 @@ class ClientLink(Link):
             return
         if self._background is None:
             name = f"hybridload-http2-read-{self.stream.peer}"
-            background = threading.Thread(target=self._read_in_background, name=name, daemon=True)
+            background = Thread(target=self._read_in_background, name=name, daemon=True)
             background.start()
             self._background = background
         elif self._resting:

@@ -15,18 +15,24 @@ Whoever is interrupted (Ctrl-C) while it reads or writes closes the stream: noth
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from hybridload.goplugin.streams.base import Buffer, Stream, StreamError
 from hybridload.goplugin.streams.spinning import Spinning
+from hybridload.goplugin.threads import OutOfThreads
 
 from .connection import Connection
 from .messages import PREFIX
+from .timers import Timers
 
 if TYPE_CHECKING:
     from .loop_writer import LoopWriter
+
+logger = logging.getLogger(__name__)
 
 SMALL: Final = 1024
 """Bytes that a stream which says that it is writable takes without blocking."""
@@ -36,6 +42,9 @@ SEND_PIECE: Final = (1 << 20) + 4096
 
 JOINED_MESSAGE: Final = 16384
 """Up to this size in bytes a message and its prefix are one piece; above, the message is not copied."""
+
+AGAIN: Final = 0.05
+"""Seconds until what no thread could be started for is tried again."""
 
 CHUNK: Final = 65536
 _LARGEST_CHUNK: Final = 1 << 20
@@ -52,7 +61,17 @@ def views_of(message: bytes, compressed: int) -> list[memoryview]:
 class Link:
     """One stream with its connection. Owns the stream."""
 
-    __slots__ = ("_chunk", "_sending", "_spinning", "connection", "lock", "loop_writer", "spoiled", "stream")
+    __slots__ = (
+        "_chunk",
+        "_delayed",
+        "_sending",
+        "_spinning",
+        "connection",
+        "lock",
+        "loop_writer",
+        "spoiled",
+        "stream",
+    )
 
     def __init__(self, stream: Stream, connection: Connection) -> None:
         self.stream = stream
@@ -65,6 +84,7 @@ class Link:
         self._sending = threading.Lock()
         self._spinning = Spinning(stream)
         self._chunk = CHUNK
+        self._delayed = False
 
     def queue(self, stream_id: int, rest: list[memoryview], ends: bool) -> None:
         """Make due what may be sent just now, up to a piece. Called with `lock` held.
@@ -123,6 +143,23 @@ class Link:
             finally:
                 self._sending.release()
         return True
+
+    def flush_later(self, timers: Timers, flush: Callable[[], None]) -> None:
+        """Have `flush` called in a while, because no thread can be started that may block."""
+        with self.lock:
+            delayed, self._delayed = self._delayed, True
+        if delayed:
+            return
+
+        def flush_now() -> None:
+            self._delayed = False
+            flush()
+
+        try:
+            timers.at(time.monotonic() + AGAIN, flush_now)
+        except OutOfThreads as error:
+            self._delayed = False
+            logger.debug("what %s is owed leaves with what is sent next: %s", self.stream.peer, error)
 
     def _send(self, due: Sequence[Buffer]) -> None:
         try:

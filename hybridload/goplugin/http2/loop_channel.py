@@ -9,9 +9,7 @@ Only to open a connection a thread is needed for a while, one for all who wait f
 
 from __future__ import annotations
 
-import _thread
 import asyncio
-import contextlib
 import logging
 import os
 import threading
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hybridload.goplugin.event_loop import call_soon, settle_soon
 from hybridload.goplugin.streams.base import StreamError
+from hybridload.goplugin.threads import OutOfThreads, start_new_thread
 
 from .calls import Call, StreamCall, UnaryCall, iteration_failed
 from .client_link import ClientLink
@@ -66,6 +65,7 @@ class SharedLinks:
         :raises PoolClosed: there are none any more.
         :raises StreamError: none can be opened, whatever the reason.
         :raises TimeoutError: there was none in time.
+        :raises OutOfThreads: opening one takes a thread, and none can be started.
         """
         found: ClientLink | Exception | None = None
         while (link := self._pool.take_shared_now(found)) is None:
@@ -77,8 +77,8 @@ class SharedLinks:
                 self._open_elsewhere()
             async with asyncio.timeout(_remaining(deadline)):
                 found = await waiter
-            if isinstance(found, PoolClosed):
-                raise PoolClosed
+            if isinstance(found, (PoolClosed, OutOfThreads)):
+                raise found
             if isinstance(found, Exception):
                 raise StreamError(str(found)) from found
         return link
@@ -194,6 +194,8 @@ class LoopMethod:
             raise rpc_error(error.status, (), self._method) from error
         except PoolClosed:
             raise ValueError("Cannot invoke RPC on closed channel!") from None  # grpc's own words
+        except OutOfThreads as error:
+            raise rpc_error(Status(StatusCode.RESOURCE_EXHAUSTED, str(error)), (), self._method) from error
         except TimeoutError:
             raise rpc_error(Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), (), self._method) from None
         except StreamError as error:
@@ -223,9 +225,11 @@ class LoopCall(LoopNews):
         """Send the header block, and the request if that is one message.
 
         :raises ConnectionClosed: the connection takes no more calls; nothing was sent.
+        :raises OutOfThreads: no thread can be started that reads; nothing was sent.
         """
         link, call, connection = self._link, self._call, self._link.connection
         first = request if isinstance(request, bytes) else None
+        link.secure_reader()
         with link.lock:
             link.admit(call, block)
             call.tell_loop(self)
@@ -270,8 +274,10 @@ class LoopCall(LoopNews):
         # Whoever collects garbage may be in the middle of the connection, with the locks that ending a call takes.
         self._lost = True
         if os.getpid() == self._links.pid:
-            with contextlib.suppress(RuntimeError):  # the interpreter is ending, and the connection with it
-                _thread.start_new_thread(self.abandon, ())
+            try:
+                start_new_thread(self.abandon)
+            except OutOfThreads:  # or the interpreter is ending, and the connection with it
+                self._link.abandoned.append(self._call)
 
     def cancel(self, status: Status) -> None:
         """End the call from this side, if it is not over; from any thread. In a forked child it is not ours to end."""

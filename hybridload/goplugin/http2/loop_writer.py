@@ -14,8 +14,9 @@ from typing import Final
 
 from hybridload.goplugin.event_loop import settle_soon
 from hybridload.goplugin.streams.base import StreamError
+from hybridload.goplugin.threads import OutOfThreads
 
-from .link import Link
+from .link import AGAIN, Link
 from .loop_news import LoopNews
 from .workers import Job, WorkersClosed
 
@@ -48,18 +49,23 @@ class LoopWriter:
 
     def flush_soon(self, loop: AbstractEventLoop) -> None:
         """Write what is due when this turn of the loop is over. Called on the loop."""
-        loop.call_soon(self.flush)
+        loop.call_soon(self._flush_on, loop)
 
-    def flush(self) -> None:
-        """Write what is due if that cannot block; otherwise a thread does it. Never waits."""
+    def _flush_on(self, loop: AbstractEventLoop) -> None:
+        if not self.flush():
+            loop.call_later(AGAIN, self._flush_on, loop)
+
+    def flush(self) -> bool:
+        """Write what is due if that cannot block; otherwise a thread does it. Never waits. False where none can be
+        started."""
         if self._handed or not self._link.connection.due:
-            return
+            return True
         try:
             if self._link.flush_without_waiting():
-                return
+                return True
             with self._lock:
                 if self._handed:
-                    return
+                    return True
                 self._handed = True
             self._submit(self._flush_waiting)
         except StreamError as error:
@@ -67,9 +73,11 @@ class LoopWriter:
         except WorkersClosed:
             self._rest()
             logger.debug("%s is being closed: what was to be sent is not", self._link.stream.peer)
-        except RuntimeError:  # there is no thread to be had: the next to write tries again
+        except OutOfThreads as error:
             self._rest()
-            raise
+            logger.debug("%s is written to later: %s", self._link.stream.peer, error)
+            return False
+        return True
 
     async def send_message(
         self, news: LoopNews, pieces: list[memoryview], send: Callable[[memoryview, bool], int | None]

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Final
 
 from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.threads import OutOfThreads
 
 from .client_link import ClientLink
 from .workers import Workers, WorkersClosed
@@ -227,7 +228,7 @@ class Pool:
         assert self._ahead is not None
         try:
             self._ahead.submit(self._connect_ahead)
-        except WorkersClosed:
+        except (WorkersClosed, OutOfThreads):
             self._dialling -= 1
 
     def _connect_ahead(self) -> None:

@@ -11,12 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from hybridload.goplugin.streams.base import Listener, Stream, StreamError
+from hybridload.goplugin.threads import SMALL_STACK, OutOfThreads, Thread
 
 from .context import Request
 from .limits import Limits
+from .link import AGAIN
 from .server_link import ServerLink
 from .timers import Timers
 from .watchdog import INTERVAL, Watchdog
@@ -91,20 +94,31 @@ class Server:
     def serve(self, stream: Stream) -> None:
         """Serve one connection, in threads of the server's. The server owns the stream.
 
-        A server that is stopping closes it.
+        A server that is stopping closes it, and one that has no thread for it.
         """
+        link = self._adopt(stream)
+        if link is not None and not self._begin(link):
+            link.close()
+
+    def _adopt(self, stream: Stream) -> ServerLink | None:
         with self._changed:
-            refused = self._stopped is not None
-            if not refused:
+            if self._stopped is None:
                 link = ServerLink(stream, self)
                 self._links.add(link)
-        if refused:
-            stream.close()
-            return
+                return link
+        stream.close()
+        return None
+
+    def _begin(self, link: ServerLink) -> bool:
+        """Have a thread read a connection. False when none can be started."""
         try:
             self.workers.submit(link.lead)
         except WorkersClosed:
             link.close()
+        except OutOfThreads as error:
+            logger.debug("%s waits to be read: %s", link.stream.peer, error)
+            return False
+        return True
 
     def start(self) -> None:
         """Begin to accept from the listeners."""
@@ -120,19 +134,26 @@ class Server:
     def stop(self, grace: float | None) -> Stopped:
         """Accept nothing more; end the calls that are open, after giving them `grace` seconds.
 
-        Returns at once. Safe to call twice: a shorter grace then counts.
+        Returns at once, or at the end where no thread can be started. Safe to call twice: a shorter grace then counts.
 
         :returns: an event that is set when all has ended.
         """
         deadline = time.monotonic() + (grace or 0.0)
         with self._changed:
-            if self._stopped is None:
-                self._stopped = Stopped(self._stop, deadline)
-                self._stopped.begin()
-            else:
-                self._stopped.deadline = min(deadline, self._stopped.deadline)
+            stopped = self._stopped
+            if stopped is not None:
+                stopped.deadline = min(deadline, stopped.deadline)
                 self._changed.notify_all()
-            return self._stopped
+                return stopped
+            stopped = self._stopped = Stopped(self._stop, deadline)
+            try:
+                stopped.begin()
+            except OutOfThreads:
+                pass
+            else:
+                return stopped
+        stopped.run()
+        return stopped
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until the server has stopped. True when the wait timed out, as in grpc.
@@ -189,9 +210,9 @@ class Server:
 
     def _accept_from(self, listener: Listener) -> None:
         name = f"hybridload-http2-accept-{listener.address}"
-        thread = threading.Thread(target=self._accept, args=(listener,), name=name, daemon=True)
-        self._accepting.append(thread)
+        thread = Thread(target=self._accept, args=(listener,), name=name, daemon=True, stack=SMALL_STACK)
         thread.start()
+        self._accepting.append(thread)
 
     def _accept(self, listener: Listener) -> None:
         while True:
@@ -201,7 +222,14 @@ class Server:
                 if self._stopped is None:
                     logger.debug("nothing more is accepted on %s: %s", listener.address, error)
                 return
-            self.serve(stream)
+            self._take_on(stream)
+            del stream  # nothing is kept of the last connection while the next is waited for
+
+    def _take_on(self, stream: Stream) -> None:
+        link = self._adopt(stream)
+        while link is not None and not self._begin(link):
+            with self._changed:
+                self._changed.wait(AGAIN)  # its client waits, as do those who connect after it
 
     def _stop(self, stopped: Stopped) -> None:
         for listener in self._listeners:
@@ -234,14 +262,19 @@ class Stopped(threading.Event):
     def __init__(self, stop: Any, deadline: float) -> None:
         super().__init__()
         self.deadline = deadline
-        self._thread = threading.Thread(target=stop, args=(self,), name="hybridload-http2-stop", daemon=True)
+        self._stop = partial(stop, self)
+        self._thread = Thread(target=self._stop, name="hybridload-http2-stop", daemon=True)
 
     def begin(self) -> None:
         self._thread.start()
 
+    def run(self) -> None:
+        """Do without a thread."""
+        self._stop()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait, in seconds; whether the server has stopped."""
         done = super().wait(timeout)
-        if done and self._thread is not threading.current_thread():
+        if done and self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
         return done

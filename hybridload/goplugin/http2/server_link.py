@@ -8,7 +8,9 @@ nothing, so:
 - Asynchronous handlers run on an event loop; the leader only begins them (`loop_calls`).
 - While the leader is inside a handler, the server's watchdog looks at it every few milliseconds (`watchdog`). If the
   handler has not returned, another thread is made the leader and goes on reading; the one inside the handler finishes
-  it and leaves. The method is remembered as slow for a while.
+  it and leaves. The method is remembered as slow for a while. Where no thread can be started the leader keeps the
+  role, and the watchdog tries it again.
+- A call that needs a thread where none can be started is refused (RESOURCE_EXHAUSTED); the others go on.
 - A leader that would have to wait in mid-answer for the client's window hands the role over at once: only somebody who
   reads can see the window open.
 - A leader never blocks in writing what it owes as a reader (`link`).
@@ -27,6 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.threads import OutOfThreads
 
 from .connection import Connection, Role, StreamClosed
 from .context import (
@@ -142,25 +145,37 @@ class ServerLink(Link):
         self.close()
 
     def overtake(self, since: float) -> None:
-        """Let another thread lead, if the leader is still inside the handler that it entered at `since`."""
+        """Let another thread lead, if the leader is still inside the handler that it entered at `since`.
+
+        :raises OutOfThreads: there is none; the leader stays.
+        """
         with self.lock:
             if self.busy_since == since:
                 self._hand_over()
 
     def _hand_over(self) -> None:
-        """Make another thread the leader. Called with `lock` held, while the leader is inside a handler."""
-        call = self._leading
+        """Make another thread the leader. Called with `lock` held, while the leader is inside a handler.
+
+        :raises OutOfThreads: there is none; the leader stays.
+        """
+        call, busy_since = self._leading, self.busy_since
+        if call is not None:
+            self._server.slow[call.request.path] = _SLOW_FOR
         self._term += 1
         self.busy_since = 0.0
         self._leading = None
-        if call is not None:
-            self._server.slow[call.request.path] = _SLOW_FOR
-            self.connection.begin_work(call.stream_id)
-            self._set_timer(call)
         try:
             self._server.workers.submit(partial(self.lead, self._term))
         except WorkersClosed:
             self.stream.close()
+        except OutOfThreads:
+            self._term -= 1
+            self.busy_since = busy_since
+            self._leading = call
+            raise
+        if call is not None:
+            self.connection.begin_work(call.stream_id)
+            self._set_timer(call)
 
     def _run(self, call: ServerCall, term: int) -> bool:
         """Run a call's handler, here or elsewhere. False when this thread does not lead any more."""
@@ -206,6 +221,9 @@ class ServerLink(Link):
             with self.lock:
                 self._running.discard(call)
             raise
+        except OutOfThreads as error:
+            self.finish(call, _out_of_threads(error))
+            self.handler_ended(call)
 
     def _let_outlast(self, call: ServerCall) -> bool:
         """Count a handler that will run beside the leader. False when there are too many: the call has ended then."""
@@ -225,7 +243,7 @@ class ServerLink(Link):
         return not crowded
 
     def handler_ended(self, call: ServerCall) -> None:
-        """A handler that ran beside the leader, on an event loop, has come to its end."""
+        """A handler that ran beside the leader, or was to, has come to its end."""
         with self.lock:
             self._running.discard(call)
         self._server.call_ended()
@@ -236,7 +254,8 @@ class ServerLink(Link):
         try:
             loop_call = LoopCall(self, call)
         except RuntimeError as error:
-            self.finish(call, Status(StatusCode.UNAVAILABLE, str(error)))
+            short = isinstance(error, OutOfThreads)
+            self.finish(call, _out_of_threads(error) if short else Status(StatusCode.UNAVAILABLE, str(error)))
             self.handler_ended(call)
         else:
             loop_call.begin()
@@ -554,7 +573,11 @@ class ServerLink(Link):
             if self.connection.window(call.stream_id) > 0:
                 return True
             if self._leading is call:
-                self._hand_over()
+                try:
+                    self._hand_over()
+                except OutOfThreads as error:  # nobody else can see the window open
+                    self._finish(call, _out_of_threads(error))
+                    return False
             self.lock.release()
             try:
                 self._flush_or_end()  # what was sent so far is what opens the window
@@ -602,15 +625,18 @@ class ServerLink(Link):
     def _call_back(self, callbacks: Sequence[Callable[[], None]]) -> None:
         for callback in callbacks:
             try:
-                self._server.workers.submit(callback)
-            except WorkersClosed:
-                logger.debug("a callback is dropped: the server has stopped")
+                self._server.workers.submit(callback, patient=True)
+            except (WorkersClosed, OutOfThreads) as error:
+                logger.debug("a callback is dropped: %s", error)
 
     def _set_timer(self, call: ServerCall) -> None:
         """End the call at its deadline. Not for handlers that a leader runs: those are short."""
         if call.deadline is not None and call.timer is None and not call.over:
             expired = Status(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-            call.timer = self._server.timers.at(call.deadline, partial(self._expire, call, expired))
+            try:
+                call.timer = self._server.timers.at(call.deadline, partial(self._expire, call, expired))
+            except OutOfThreads as error:
+                logger.debug("%s is left to its client's deadline: %s", call.request.path, error)
 
     def _expire(self, call: ServerCall, status: Status) -> None:
         with self.lock:
@@ -642,6 +668,8 @@ class ServerLink(Link):
             self.stream.close()
         except WorkersClosed:
             logger.debug("%s is being closed: what was to be sent is not", self.stream.peer)
+        except OutOfThreads:
+            self.flush_later(self._server.timers, self.flush_or_delegate)
 
     # The end
 
@@ -675,6 +703,10 @@ class ServerLink(Link):
                 self.stream.close_write()
         except StreamError:
             logger.debug("%s did not wait for an explanation", self.stream.peer)
+
+
+def _out_of_threads(error: Exception) -> Status:
+    return Status(StatusCode.RESOURCE_EXHAUSTED, str(error))
 
 
 def _runs_on_loop(handler: Any) -> bool:

@@ -44,7 +44,7 @@ class Workers:
 
         :param patient: where no thread can be started it waits until one has nothing else to do.
         :raises WorkersClosed: `close` was called.
-        :raises OutOfThreads: no thread can be started, and the job is not patient.
+        :raises OutOfThreads: no thread can be started, and the job is not patient, or there is none to wait for.
         """
         with self._lock:
             if self._closed:
@@ -61,7 +61,7 @@ class Workers:
             try:
                 thread.start()
             except OutOfThreads:
-                if not patient:
+                if not patient or not self._threads:
                     raise
                 self._waiting.append(job)
                 return
