@@ -20,6 +20,7 @@ from hybridload.goplugin.host_environment import HostEnvironment
 from hybridload.goplugin.line import HandshakeLine, Protocol
 from hybridload.goplugin.streams.base import Listener, StreamError
 from hybridload.goplugin.streams.sockets import UnixAccess, listen_tcp, listen_unix
+from hybridload.goplugin.threads import Thread
 from hybridload.goplugin.transport import TLS, MultiplexedTransport, MutualTLS, SocketTransport, Transport, alpn_of
 
 if TYPE_CHECKING:
@@ -177,9 +178,7 @@ class _LateTransport:
     def begin(self, listener: Listener) -> None:
         """Wait for the host on a thread."""
         self._listener = listener
-        self._thread = threading.Thread(
-            target=self._accept, args=(listener,), name="hybridload first connection", daemon=True
-        )
+        self._thread = Thread(target=self._accept, args=(listener,), name="hybridload first connection", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

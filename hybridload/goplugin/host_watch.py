@@ -24,6 +24,7 @@ import threading
 from collections.abc import Callable
 
 from hybridload import platforms
+from hybridload.goplugin.threads import SMALL_STACK, Thread
 
 LIMIT = 2.0
 """Seconds that the plugin has to end in its own way."""
@@ -49,7 +50,7 @@ class HostWatch:
         self._descriptors = {self._wake_reader: select.POLLIN, os.dup(stdout): 0}
         if self._pidfd is not None:
             self._descriptors[self._pidfd] = select.POLLIN
-        self._thread = threading.Thread(target=self._run, name="hybridload host watch", daemon=True)
+        self._thread = Thread(target=self._run, name="hybridload host watch", daemon=True, stack=SMALL_STACK)
         self._thread.start()
 
     def attend(self, on_death: Callable[[], None], last_will: Callable[[], None]) -> None:

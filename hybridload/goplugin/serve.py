@@ -51,6 +51,7 @@ from hybridload.goplugin.serving import (
     choose_protocol,
 )
 from hybridload.goplugin.socket_folder import SocketFolder
+from hybridload.goplugin.threads import Thread
 from hybridload.handshake import Handshake
 from hybridload.implementation import close_implementation
 from hybridload.limits import given_max_message
@@ -454,7 +455,7 @@ class _signals:
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        self._thread = threading.Thread(target=self._hand_on, name="hybridload signals", daemon=True)
+        self._thread = Thread(target=self._hand_on, name="hybridload signals", daemon=True)
         self._thread.start()
         self._set(signal.SIGINT, self._take if self._interrupt else _nothing)
         if hasattr(signal, "siginterrupt") and not self._interrupt:

@@ -90,7 +90,7 @@ def start_new_thread(function: Callable[[], object]) -> None:
 
 def _out_of_threads(error: Exception) -> OutOfThreads:
     return OutOfThreads(
-        f"No thread can be started ({error}): this process has reached its limit on memory or on processes. Raise "
+        f"No thread can be started ({error}): the process has reached its limit on memory or on processes. Raise "
         "limits.memory or limits.processes, or what the system or container allows, or make fewer calls at once."
     )
 

@@ -17,6 +17,7 @@ from hybridload.frozen import frozen
 from hybridload.goplugin.addresses import local_address
 from hybridload.goplugin.streams.base import Listener, Stream, StreamError
 from hybridload.goplugin.streams.sockets import connect, listen_unix
+from hybridload.goplugin.threads import Thread
 
 if TYPE_CHECKING:
     import ssl
@@ -184,7 +185,7 @@ class MultiplexedTransport:
         self._main = main
         self._lock = threading.Lock()
         self._expected: collections.deque[tuple[float, Any]] = collections.deque()
-        self._thread = threading.Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
+        self._thread = Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
         try:
             self._thread.start()
         except BaseException:  # there is no thread to be had

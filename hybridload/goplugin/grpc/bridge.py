@@ -24,6 +24,7 @@ from typing import Any
 from hybridload import platforms
 from hybridload.goplugin.streams.base import Listener, Stream, StreamClosed
 from hybridload.goplugin.streams.sockets import connect, listen_unix, private_folder
+from hybridload.goplugin.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Bridge:
         self._threads: set[threading.Thread] = set()
         self._closed = False
         # Blocks in the listener's `accept`, which `close` ends.
-        self._accepting = threading.Thread(target=self._accept, name=f"hybridload bridge {name}", daemon=True)
+        self._accepting = Thread(target=self._accept, name=f"hybridload bridge {name}", daemon=True)
         try:
             self._accepting.start()
         except BaseException:  # there is no thread to be had
@@ -122,7 +123,7 @@ class Bridge:
                 with self._lock:
                     self._threads.discard(thread)
 
-        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread = Thread(target=run, name=name, daemon=True)
         with self._lock:
             self._threads.add(thread)
         try:

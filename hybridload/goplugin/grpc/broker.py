@@ -41,6 +41,7 @@ from hybridload.goplugin.http2.timers import Timers
 from hybridload.goplugin.lifetime import Lifetime
 from hybridload.goplugin.pending import AT_MOST, Pending
 from hybridload.goplugin.streams.base import Listener, Stream, StreamClosed
+from hybridload.goplugin.threads import SMALL_STACK, Thread
 from hybridload.goplugin.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -402,7 +403,9 @@ class GRPCBroker:
             self._refuse_closed()
             self._owned.add(closable)
             if self._reaper is None:
-                self._reaper = threading.Thread(target=self._reap, name=f"hybridload {self._name} broker", daemon=True)
+                self._reaper = Thread(
+                    target=self._reap, name=f"hybridload {self._name} broker", daemon=True, stack=SMALL_STACK
+                )
                 self._reaper.start()
 
     def _reap(self) -> None:

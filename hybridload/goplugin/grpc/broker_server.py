@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.grpc.broker import GRPCBroker
 from hybridload.goplugin.grpc.handlers import PLUMBING, ServiceHandler, method_handler
+from hybridload.goplugin.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def broker_service(broker: GRPCBroker) -> ServiceHandler:
                 outgoing.close()
 
         outgoing = broker.outgoing()
-        taker = threading.Thread(target=take, name="hybridload broker stream", daemon=True)
+        taker = Thread(target=take, name="hybridload broker stream", daemon=True)
         taker.start()
         try:
             yield from outgoing

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from hybridload.goplugin.threads import Thread
+
 # Seconds that a thread waits for work before it ends.
 _IDLE = 30.0
 
@@ -78,7 +80,7 @@ class CallThreads(ThreadPoolExecutor):
 
     def _start_thread(self) -> None:
         self._started += 1
-        thread = threading.Thread(target=self._run, name=f"{self._name} {self._started}", daemon=True)
+        thread = Thread(target=self._run, name=f"{self._name} {self._started}", daemon=True)
         self._running.add(thread)
         try:
             thread.start()

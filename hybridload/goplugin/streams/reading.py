@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from hybridload.goplugin.threads import Thread
 from hybridload.interrupts import held
 
 MOMENT = 0.02  # seconds
@@ -78,7 +79,7 @@ class Reading:
         self._watcher = Waiter(impatient_until=0)
         self._passer_by = Waiter(impatient_until=0)  # stands for whoever took the role with `take`
         # Blocks on the connection, and on its gate. `end` and the end of the connection let it go, `join` waits for it.
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin to watch; from here on, `read` and `on_time` may be called."""
