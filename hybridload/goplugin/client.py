@@ -854,7 +854,7 @@ class Client:
         if self._raw_stderr is not None:
             self._copy_stderr(data)
         for entry in self._log_lines.feed(data):
-            self._last_words.add(entry.message)
+            self._last_words.add(entry.line())
             self._log.emit(entry)
 
     def _copy_stderr(self, data: bytes) -> None:
@@ -870,7 +870,7 @@ class Client:
     def _exited(self, returncode: int | None) -> None:
         entries = self._log_lines.finish()
         for entry in entries:
-            self._last_words.add(entry.message)
+            self._last_words.add(entry.line())
         with ExitStack() as ending:  # all of it, whatever a log handler or a file of the user's raises
             # Before there is a connection, whoever starts it is told.
             if self._connection is not None and not self._closing.is_set():

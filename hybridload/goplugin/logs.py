@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any, ClassVar
 
 import msgspec
@@ -68,6 +69,8 @@ _LOGGERS = 400
 _LONGEST_MODULE = 200
 _DEEPEST_MODULE = 20
 _DEEPEST_FIELD = 32
+_FIELDS_SHOWN = 10
+_LONGEST_SHOWN = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,21 @@ class LogEntry:
     module: str = ""
     created: float | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """The record as hclog prints it, ``message: key=value``: the reason is often in a field alone."""
+        if not self.fields:
+            return self.message
+        shown = (f"{key[:_LONGEST_SHOWN]}={_shown(value)}" for key, value in islice(self.fields.items(), _FIELDS_SHOWN))
+        return f"{self.message}: {' '.join(shown)}"
+
+
+def _shown(value: object) -> str:
+    """A field's value; of one with several lines, as a traceback, the last one, which says what it was."""
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    lines = text.rstrip().splitlines() or [""]
+    last = lines[-1][:_LONGEST_SHOWN]
+    return f'"{last}"' if isinstance(value, str) and " " in last else last
 
 
 class LineSplitter:

@@ -78,34 +78,73 @@ def hclog_level(levelno: int) -> str:
 
 
 class InstalledLogging:
-    """`HclogHandler` on the root logger until `restore`.
+    """Records go to the host, whatever the program does to `logging` meanwhile, until `restore`.
 
-    Handlers of the root logger that write to standard error say the same again, as text; they are taken out meanwhile.
-    A root logger without handlers and with the level that it has from the start has never been set up: its level is
-    lowered to DEBUG then, because a host decides by itself what it shows. One that was set up keeps its level.
+    - The root logger has an `HclogHandler`. A configuration of the program's own that takes it out (`dictConfig`,
+      ``basicConfig(force=True)``) has it back with the first handler that it adds; when it adds none, it is `logging`'s
+      last resort.
+    - Handlers that write to standard error would say the same again as text without a level. On the root logger they
+      are left out; on another one, which may not hand on its records, an `HclogHandler` stands in for each.
+    - A root logger without handlers and with the level that it has from the start has never been set up: its level is
+      lowered to DEBUG then, because a host decides by itself what it shows. One that was set up keeps its level.
     """
 
     def __init__(self) -> None:
         self._root = logging.getLogger()
         self._level = self._root.level
-        self._replaced = [handler for handler in self._root.handlers if _writes_to_stderr(handler)]
         self._handler = HclogHandler()
+        self._replaced: dict[tuple[logging.Logger, logging.Handler], HclogHandler | None] = {}
+        self._last_resort = logging.lastResort
+        self._add, self._remove = logging.Logger.addHandler, logging.Logger.removeHandler
         if not self._root.handlers and self._level == logging.WARNING:
             self._root.setLevel(logging.DEBUG)
-        for handler in self._replaced:
-            self._root.removeHandler(handler)
-        self._root.addHandler(self._handler)
+        for logger in (self._root, *self._root.manager.loggerDict.values()):
+            if isinstance(logger, logging.Logger):
+                for handler in [each for each in logger.handlers if _writes_to_stderr(each)]:
+                    self._remove(logger, handler)
+                    self._replace(logger, handler)
+        self._add(self._root, self._handler)
+        logging.lastResort = self._handler
+        # Functions, for what is bound would get no logger.
+        logging.Logger.addHandler = lambda logger, hdlr: self._added(logger, hdlr)  # type: ignore[method-assign,assignment]
+        logging.Logger.removeHandler = lambda logger, hdlr: self._removed(logger, hdlr)  # type: ignore[method-assign,assignment]
         self._active = True
 
     def restore(self) -> None:
-        """Put back what was there. Safe to call twice."""
+        """Put back what was there, and what was left out since. Safe to call twice."""
         if not self._active:
             return
         self._active = False
-        self._root.removeHandler(self._handler)
-        for handler in self._replaced:
-            self._root.addHandler(handler)
+        logging.Logger.addHandler = self._add  # type: ignore[method-assign]
+        logging.Logger.removeHandler = self._remove  # type: ignore[method-assign]
+        logging.lastResort = self._last_resort
+        self._remove(self._root, self._handler)
+        for (logger, handler), stand_in in self._replaced.items():
+            if stand_in is not None:
+                self._remove(logger, stand_in)
+            self._add(logger, handler)
         self._root.setLevel(self._level)
+
+    def _added(self, logger: logging.Logger, handler: logging.Handler) -> None:
+        if _writes_to_stderr(handler):
+            self._replace(logger, handler)
+        else:
+            self._add(logger, handler)
+        if logger is self._root:
+            self._add(logger, self._handler)
+
+    def _removed(self, logger: logging.Logger, handler: logging.Handler) -> None:
+        there = self._replaced.pop((logger, handler), handler)
+        if there is not None:
+            self._remove(logger, there)
+
+    def _replace(self, logger: logging.Logger, handler: logging.Handler) -> None:
+        stand_in = None
+        if logger is not self._root:
+            stand_in = HclogHandler(handler.level)
+            stand_in.filters = handler.filters
+            self._add(logger, stand_in)
+        self._replaced[logger, handler] = stand_in
 
 
 def _writes_to_stderr(handler: logging.Handler) -> bool:

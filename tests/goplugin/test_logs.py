@@ -34,6 +34,25 @@ def test_a_tag_gives_a_text_line_its_level(tag: str, level: int) -> None:
     assert read(f"[{tag}] text\n".encode()) == [LogEntry(level, f"[{tag}] text")]
 
 
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "init error"),
+        ({"error": "no room"}, 'init error: error="no room"'),
+        (
+            {"error": "EOF", "code": 3, "ok": False, "at": {"a": [1]}},
+            'init error: error=EOF code=3 ok=false at={"a":[1]}',
+        ),
+        ({"exception": "Traceback:\n  File x\nValueError: bad\n"}, 'init error: exception="ValueError: bad"'),
+        ({"empty": "", "none": None}, "init error: empty= none=null"),
+        ({str(n): "x" * 1000 for n in range(100)}, "init error: " + " ".join(f"{n}={'x' * 400}" for n in range(10))),
+    ],
+)
+def test_the_line_of_a_record_has_its_fields(fields: dict[str, object], line: str) -> None:
+    [entry] = read(json.dumps({"@message": "init error", "@level": "error", **fields}).encode())
+    assert entry.line() == line
+
+
 def test_any_other_line_is_debug() -> None:
     assert [entry.level for entry in read(b'plain\n{"no": "message"}\n{broken\n[OTHER] x\n{"@message": 3}\n')] == [
         10

@@ -102,6 +102,18 @@ def test_sockets_are_in_the_folder_and_of_the_group_that_the_host_gives(
     assert not socket.parent.exists()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "netrpc"])
+def test_why_a_go_plugin_cannot_listen_is_in_the_error(
+    new: Callable[..., Client], short_path: Path, protocol: str
+) -> None:
+    deep = short_path / ("d" * 100)  # more than a socket's path has room for
+    deep.mkdir()
+    with pytest.raises(
+        ExitedBeforeHandshake, match=r'plugin init error: error="listen unix .*: bind: invalid argument"'
+    ):
+        new(unix_socket_dir=deep, env={"TORTURE_PROTOCOL": protocol}).start()
+
+
 # Messages
 
 
