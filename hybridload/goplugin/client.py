@@ -758,7 +758,8 @@ class Client:
             self._runner.plugin_to_host(line.network, line.address)  # a refusal comes before anything is opened
             return connect(line, patience, common)
         except HandshakeError as error:
-            raise self._refused(type(error), str(error)) from error.__cause__
+            parting = 0 if isinstance(error, StartTimeout) else _PARTING
+            raise self._refused(type(error), str(error), parting=parting) from error.__cause__
         except AddressRefused as error:
             raise self._refused(HandshakeError, str(error)) from error
 

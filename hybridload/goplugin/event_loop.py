@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hybridload.goplugin.threads import OutOfThreads, Thread
+from hybridload.goplugin.threads import Thread
 
 if TYPE_CHECKING:
     import asyncio

@@ -32,6 +32,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from hybridload.deadlines import end_of_calls
 from hybridload.errors import BrokerError
 from hybridload.frozen import frozen
 from hybridload.goplugin.addresses import AddressRefused
@@ -244,7 +245,7 @@ class GRPCBroker:
     def _opener(self, service_id: int) -> Callable[[], Stream]:
         if self._transport.multiplexed:
             return lambda: self._knock(service_id)
-        info = self._await(lambda: self._offers.pop(service_id), time.monotonic() + PATIENCE)
+        info = self._await(lambda: self._offers.pop(service_id), _until())
         if info is None:
             raise self._unanswered(service_id)
         return lambda: self._transport.connect(info.network, info.address, PATIENCE)
@@ -256,7 +257,7 @@ class GRPCBroker:
             self._changed.notify_all()
 
     def _knock(self, service_id: int) -> Stream:
-        deadline = time.monotonic() + PATIENCE
+        deadline = _until()
         with self._knocking:
             while True:
                 answer = self._ask(service_id, deadline)
@@ -432,6 +433,13 @@ class GRPCBroker:
     def _disown(self, closable: Any) -> None:
         with self._changed:
             self._owned.discard(closable)
+
+
+def _until() -> float:
+    """When a dial that begins now is given up: after `PATIENCE`, or with the deadline of the call that it is part of."""
+    until = end_of_calls(PATIENCE)
+    assert until is not None
+    return until
 
 
 @frozen

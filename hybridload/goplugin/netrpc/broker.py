@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+from hybridload.deadlines import end_of_calls
 from hybridload.errors import BrokerError
 from hybridload.goplugin.http2.workers import WorkersClosed
 from hybridload.goplugin.netrpc.client import NetRPCClient
@@ -210,10 +211,11 @@ class MuxBroker:
     # Dialling
 
     def _dial(self, service_id: int) -> Stream:
-        deadline = time.monotonic() + _DIAL_PATIENCE
+        deadline = end_of_calls(_DIAL_PATIENCE)  # nobody's deadline is kept waiting for
+        assert deadline is not None
         stream: Stream | None = None
         try:
-            stream = self._session.open(_DIAL_PATIENCE)
+            stream = self._session.open(max(0.0, deadline - time.monotonic()))
             stream.send(_ID.pack(service_id))
             answer = _receive_id(stream, deadline)
         except (StreamError, TimeoutError) as error:
