@@ -17,7 +17,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
-from hybridload.errors import CallTimeout
+from hybridload.errors import CallTimeout, ConfigError
+
+YEAR = 31_536_000
+"""Seconds: far above what anybody waits, far below what a timer can hold."""
 
 _ends: ContextVar[float | None] = ContextVar("hybridload_deadline", default=None)
 
@@ -26,11 +29,27 @@ _ends: ContextVar[float | None] = ContextVar("hybridload_deadline", default=None
 def deadline(seconds: float) -> Iterator[None]:
     """Have every call to a plugin that is made in the block end in time.
 
-    :param seconds: from now until the calls must have ended, all together.
+    :param seconds: from now until the calls must have ended, all together; with 0 or less they have to have ended
+        already.
     :raises CallTimeout: by the calls, not by the block.
+    :raises ConfigError: it is no number of seconds, or more than a year of them.
     """
-    with ending_at(time.monotonic() + seconds):
+    with ending_at(time.monotonic() + check_seconds("deadline", seconds, past=True)):
         yield
+
+
+def check_seconds(what: str, value: object, *, past: bool = False, plugin: str | None = None) -> float:
+    """A time that somebody gives: the one rule for arguments and deadlines, and the configuration's as well.
+
+    :param what: what it is given for, for the error.
+    :param past: whether 0 and less will do.
+    :raises ConfigError: it is no number, not a number, or out of bounds.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= YEAR and (past or value > 0):
+        return float(max(value, -YEAR))
+    named = "" if plugin is None else f"Plugin {plugin!r}: "
+    least = "" if past else " greater than 0"
+    raise ConfigError(f"{named}{what} is {value!r}: give a number of seconds{least}, a year at most.", plugin=plugin)
 
 
 def time_remaining() -> float | None:
@@ -77,7 +96,12 @@ class _Ending:
         self._token = _ends.set(self._end if outer is None else min(self._end, outer))
 
     def __exit__(self, *_: object) -> None:
-        _ends.reset(self._token)
+        try:
+            _ends.reset(self._token)
+        except ValueError:
+            # A coroutine whose event loop was closed, or a generator that was dropped, is ended in another context
+            # than it began in, where nothing was set.
+            pass
 
 
 _NO_DEADLINE = nullcontext()

@@ -17,6 +17,7 @@ import msgspec
 
 from hybridload.config.chain import closest, to_chain
 from hybridload.config.settings import dotted
+from hybridload.deadlines import YEAR
 from hybridload.errors import ConfigError
 from hybridload.external import absolute_program, is_bare_name
 from hybridload.frozen import frozen
@@ -31,9 +32,9 @@ Reference = Annotated[str, msgspec.Meta(pattern=rf"\A{_REFERENCE}\Z")]
 EntryPoint = Annotated[str, msgspec.Meta(pattern=rf"\A({_REFERENCE}|[^\0:\s=\[]([^\0:=]*[^\0:\s=])?)\Z")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{64}\Z")]
 Pattern = Annotated[str, msgspec.Meta(pattern=r"\A[^\0/\\*?\[\]]*\*[^\0/\\*?\[\]]*\Z")]
-# A year: far above what anybody waits, far below what a timer can hold.
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
-SecondsOrNever = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+# As `deadlines.check_seconds` has it.
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=YEAR)]
+SecondsOrNever = Annotated[float, msgspec.Meta(ge=0, le=YEAR)]
 _SECONDS = "a number of seconds greater than 0, a year at most"
 
 

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hybridload import platforms
 from hybridload.contract import Contract
+from hybridload.deadlines import check_seconds
 from hybridload.errors import (
     ConfigError,
     CookieMismatch,
@@ -196,8 +197,10 @@ class Client:
         self._certificate: Certificate | None = None
         self._engine = engine
         self._allowed = _protocols(allowed_protocols, self.name)
-        self._start_timeout = _seconds("start_timeout", start_timeout, self.name)
-        self._call_timeout = None if call_timeout is None else _seconds("call_timeout", call_timeout, self.name)
+        self._start_timeout = check_seconds("start_timeout", start_timeout, plugin=self.name)
+        self._call_timeout = call_timeout
+        if call_timeout is not None:
+            self._call_timeout = check_seconds("call_timeout", call_timeout, plugin=self.name)
         self._inherit_env = inherit_env
         self._logger = logger or logging.getLogger(f"hybridload.plugin.{self.name}")
         self._lifeline = lifeline
@@ -343,8 +346,9 @@ class Client:
 
         :param timeout: seconds.
         :raises CallTimeout, PluginCrashed, PluginClosed, RemoteError: what is wrong with it.
+        :raises ConfigError: `timeout` is no number of seconds.
         """
-        self._connected().ping(timeout)
+        self._connected().ping(check_seconds("timeout", timeout, plugin=self.name))
 
     def kill(self) -> None:
         """End the plugin: ask it to, give it two seconds, kill it. Waits until it is gone. Safe to call twice.
@@ -1161,9 +1165,3 @@ def _own_tls(tls: TLS | ssl.SSLContext, name: str) -> TLS:
     raise ConfigError(
         f"Plugin {name!r}: tls is {tls!r}: give an ssl.SSLContext, or a TLS(client=, server=).", plugin=name
     )
-
-
-def _seconds(what: str, value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"Plugin {name!r}: {what} is {value!r}: give seconds, more than 0.", plugin=name)
-    return float(value)

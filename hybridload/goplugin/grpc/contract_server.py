@@ -17,7 +17,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hybridload.contract import Kind, encode_exception
-from hybridload.deadlines import deadline, ending_at
+from hybridload.deadlines import ending_at
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.grpc.handlers import Behavior, Engine, ServiceHandler, method_handler
 
@@ -97,7 +97,7 @@ def _unary(calls: _Calls, wire: WireMethod, method: Callable[..., Any]) -> Behav
             left = context.time_remaining()
             if left is None or left > _LONGEST:
                 return encode(method(*args, **kwargs), objects)
-            with deadline(left):
+            with ending_at(time.monotonic() + left):
                 return encode(method(*args, **kwargs), objects)
         except BaseException as error:
             calls.fail(error, context)
