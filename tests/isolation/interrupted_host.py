@@ -1,8 +1,8 @@
 """A host whose calls are interrupted at random moments: prints what became of them as JSON.
 
-As ``interrupted_host.py SECONDS KIND CONFIG``, where `KIND` is what the handler raises: ``ctrl-c`` is KeyboardInterrupt,
-``soft`` an exception of the program's own, as a soft time limit does. As ``interrupted_host.py serve PROTOCOL`` it is
-the plugin.
+As ``interrupted_host.py SECONDS KIND CONFIG``, where `KIND` is what the handler raises: ``ctrl-c`` is
+KeyboardInterrupt, ``soft`` an exception of the program's own, as a soft time limit does. As ``interrupted_host.py serve
+PROTOCOL`` it is the plugin.
 """
 
 from __future__ import annotations

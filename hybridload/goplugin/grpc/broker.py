@@ -436,7 +436,7 @@ class GRPCBroker:
 
 
 def _until() -> float:
-    """When a dial that begins now is given up: after `PATIENCE`, or with the deadline of the call that it is part of."""
+    """When a dial that begins now is given up: after `PATIENCE`, or with the deadline of the call it is part of."""
     until = end_of_calls(PATIENCE)
     assert until is not None
     return until
