@@ -868,6 +868,61 @@ def test_empty_data_ends_the_connection() -> None:
     assert failure(flood(connection, data_frame(1, b""), 50000)) is ErrorCode.ENHANCE_YOUR_CALM
 
 
+CHATTER = {
+    "pings": frames.ping(bytes(8), ack=False),
+    "answers to pings": frames.ping(bytes(8), ack=True),
+    "settings": frames.settings({}),
+    "answers to settings": frames.SETTINGS_ACK,
+    "priorities": frames.header(5, frames.PRIORITY, 0, 1) + bytes(5),
+    "unknown frames": frames.header(3, 99, 0, 0) + b"abc",
+    "windows": frames.window_update(1, 1),
+    "the connection's window": frames.window_update(0, 1),
+    "windows of what is over": frames.window_update(3, 1),
+    "resets of what is over": frames.rst_stream(3, 0),
+    "headers of what is over": frames.headers(3, encode(RESPONSE), False, 16384),
+    "empty data": data_frame(1, b""),
+    "interim responses": frames.headers(5, encode([(b":status", b"103")]), False, 16384),
+    "farewells": frames.goaway(9, 0, ""),
+}
+
+
+def calling(**limits: Any) -> Connection:
+    """A client's connection with a stream that is answered, 1, one that was given up, 3, and one that waits, 5."""
+    connection = greeted(Role.CLIENT, **limits)
+    for _ in range(3):
+        connection.send_headers(connection.open_stream(), encode(REQUEST))
+    connection.receive(frames.headers(1, encode(RESPONSE), False, 16384))
+    connection.reset(3)
+    take(connection)
+    return connection
+
+
+@pytest.mark.parametrize("sent", CHATTER.values(), ids=CHATTER)
+def test_a_server_that_chatters_ends_the_connection(sent: bytes) -> None:
+    connection = calling(chatter=100)
+
+    def drained(number: int) -> bytes:
+        take(connection)
+        return sent
+
+    assert failure(flood(connection, drained, 500)) is ErrorCode.ENHANCE_YOUR_CALM
+
+
+def test_what_is_sent_earns_the_windows_that_answer_it() -> None:
+    connection = calling(chatter=100)
+    for _ in range(1000):
+        connection.send_data(1, b"x")
+        assert connection.receive(frames.window_update(1, 1) + frames.window_update(0, 1)) == []
+        take(connection)
+    assert not connection.failed
+
+
+def test_more_data_for_a_stream_that_was_given_up_than_could_be_under_way_ends_the_connection() -> None:
+    connection = calling(stream_window=65535)
+    assert connection.receive(data_frame(3, bytes(16384)) * 3) == []
+    assert failure(connection.receive(data_frame(3, bytes(16384)))) is ErrorCode.FLOW_CONTROL_ERROR
+
+
 def test_answers_that_are_never_read_end_the_connection() -> None:
     connection = greeted(Role.SERVER)
     assert failure(flood(connection, frames.ping(bytes(8), ack=False), 50000)) is ErrorCode.ENHANCE_YOUR_CALM
