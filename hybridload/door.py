@@ -11,6 +11,7 @@ calls are refused there and then. What follows from that:
 - Waiting and every try count towards one deadline: the earlier of the plugin's `call_timeout` and the caller's own.
 - A switch opens the door to the new place first and closes the old one's gate then: a call is counted in one of them,
   and is answered where it is counted.
+- What is awaited on an event loop that was closed is never gone on with: it counts no more (`sweep`), collected or not.
 
 In-process calls do not come through here, unless they are to be counted: their slot is the object's own bound method.
 """
@@ -30,6 +31,7 @@ from hybridload.errors import CallTimeout, PluginBusy, PluginCrashed
 from hybridload.handle import named_after
 
 if TYPE_CHECKING:
+    import asyncio
     from concurrent.futures import Future
 
     from hybridload.contract import Method, Service
@@ -73,6 +75,8 @@ class Door:
         self._place: Any = None
         self._refusal: Callable[[], Exception] | None = None
         self._summon: Callable[[], None] | None = None
+        # Event loop -> the permits of the calls that are awaited there.
+        self._awaited: dict[asyncio.AbstractEventLoop, set[Permit]] = {}
 
     def _begin_anew(self) -> None:
         self._lock = threading.RLock()  # as a gate's
@@ -116,6 +120,7 @@ class Door:
     def forked(self) -> None:
         """In a forked child: nobody waits here, and nobody is inside."""
         self._begin_anew()
+        self._awaited = {}
         self.limit = Limit(self.limit.most)
 
     def _arrived(self) -> None:
@@ -191,6 +196,26 @@ class Door:
         finally:
             steps.close()
 
+    def awaited(self) -> set[Permit]:
+        """The permits of the calls that are awaited on the event loop that runs here, to be added to."""
+        import asyncio
+
+        loop = asyncio._get_running_loop()
+        permits = None if loop is None else self._awaited.get(loop)
+        if permits is None:
+            permits = set()
+            if loop is not None:
+                self.sweep()
+                permits = self._awaited.setdefault(loop, permits)
+        return permits
+
+    def sweep(self) -> None:
+        """Count no more what is awaited on event loops that were closed."""
+        for loop in list(self._awaited):
+            if loop.is_closed():
+                for permit in list(self._awaited.pop(loop, ())):
+                    permit.leave()
+
     def crashed(self, place: Place) -> None:
         """A call in that place raised `PluginCrashed`."""
         self._doubt(place)
@@ -203,6 +228,9 @@ class Door:
         """What has to be waited for, each with the seconds that it is waited for at the most; returns the permit."""
         limit = self.limit
         seat = limit.seat()
+        if not seat:
+            self.sweep()
+            seat = limit.seat()
         if not seat:
             seat = yield from self._take_turn(limit, until)
         try:
@@ -344,6 +372,8 @@ def _async_call(door: Door, kind: str, method: Method, service: Service) -> Call
         while True:
             if permit is None:
                 permit, limit = await door.enter_async(until), until
+            awaited = door.awaited()
+            awaited.add(permit)
             try:
                 if limit is None:
                     return await permit.place.methods[kind][name](*args, **kwargs)
@@ -355,6 +385,7 @@ def _async_call(door: Door, kind: str, method: Method, service: Service) -> Call
                 if not left:
                     raise
             finally:
+                awaited.discard(permit)
                 permit.leave()
             permit = None
 
@@ -415,11 +446,21 @@ def _opened(
         if isinstance(error, PluginCrashed):
             door.crashed(permit.place)
         raise
+    leave = permit.leave
+    if counted is CountedAsyncStream:
+        awaited = door.awaited()
+        awaited.add(permit)
+        leave = functools.partial(_leave, permit, awaited)
     when_done = getattr(stream, "add_done_callback", None)
     if when_done is None:
-        return counted(stream, permit.leave)
-    when_done(permit.leave)
+        return counted(stream, leave)
+    when_done(leave)
     return stream
+
+
+def _leave(permit: Permit, awaited: set[Permit]) -> None:
+    awaited.discard(permit)
+    permit.leave()
 
 
 _END = object()

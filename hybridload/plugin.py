@@ -76,6 +76,8 @@ if TYPE_CHECKING:
 
 _DRAIN_TIMEOUT = 30.0
 """Seconds that calls in flight may take to end where they started, when a plugin is switched or closed."""
+_SWEEP = 1.0
+"""Seconds between two looks for calls that are awaited on an event loop which was closed meanwhile."""
 _PARTING = 5.0
 """Seconds that calls in flight may take to fail after their plugin has died."""
 _RELOAD_PAUSE, _RELOAD_PAUSE_MAX = 0.5, 30.0
@@ -274,6 +276,7 @@ class LoadedPlugin:
                 self._move(self._chain, kind, left, only=place.isolation)
 
     def status(self) -> PluginStatus:
+        self._door.sweep()
         place, error, state, due = self._place, self._last_error, self._supervisor.state, self._supervisor.due
         gone = None if place is None else place.running.gone()
         shown = str(state)
@@ -531,6 +534,7 @@ class LoadedPlugin:
         place = self._place
         if place is None or place.lost or self._closed:
             return
+        self._door.sweep()
         error = self._ill(place)
         if error is not None:
             # At once, whoever has the lock: calls in flight there wait for it, also when it is being left by now.
@@ -833,6 +837,7 @@ class LoadedPlugin:
 
     def _leave_soon(self, place: _Place) -> None:
         """End what was left: now, or once the calls in flight there have ended; called without the lock."""
+        self._door.sweep()
         if place.gate.close(0):
             self._leave(place)
         else:
@@ -872,13 +877,16 @@ class LoadedPlugin:
         ends = time.monotonic() + patience
         interval = self._supervisor.policy.health_interval
         asks = bool(interval) and not place.running.direct
-        while not place.gate.close(min(interval, ends - time.monotonic()) if asks else patience):
-            if not asks or time.monotonic() >= ends:
+        while True:
+            self._door.sweep()
+            step = interval if asks else _SWEEP
+            if place.gate.close(max(0.0, min(step, ends - time.monotonic()))):
+                return True
+            if time.monotonic() >= ends:
                 return False
-            if not place.lost and place.running.gone() is None and self._ill(place) is not None:
+            if asks and not place.lost and place.running.gone() is None and self._ill(place) is not None:
                 place.running.condemn("does not answer")
-                asks, patience = False, _PARTING  # they fail by themselves
-        return True
+                asks, ends = False, time.monotonic() + _PARTING  # they fail by themselves
 
     # -- settings; called with the lock held, or before anybody else has the plugin
 
