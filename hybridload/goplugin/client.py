@@ -779,7 +779,7 @@ class Client:
             self._versions[line.app_version],
             options=self._channel_options,
             lifetime=self._lifetime,
-            broken=lambda: self.condemn("broke its connection"),
+            broken=partial(_weakly(self.condemn), "broke its connection"),
             **common,
         )
 
