@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ from hybridload.goplugin.grpc.handlers import (
 from hybridload.goplugin.grpc.threads import CallThreads
 from hybridload.goplugin.grpc.waiting import waiting_behavior
 from hybridload.goplugin.streams.base import Listener
+from hybridload.goplugin.threads import OutOfThreads
 from hybridload.limits import RECEIVE_OPTION
 
 log = logging.getLogger(__name__)
@@ -215,6 +217,10 @@ class _Router:
                     known = self._placed[details.method] = (found, self._place(found))
                 if self._refusing and known[1].lane in (CALLS, STREAMS):
                     return self._place(found, _refuse)
+                try:
+                    self._lanes[known[1].lane].make_room()
+                except OutOfThreads as error:
+                    return _refusal(error)
                 return known[1]
         return None
 
@@ -249,6 +255,8 @@ class _UnaryBehavior:
     def __call__(self, request: Any, context: Any) -> Any:
         try:
             return self._behavior(request, context)
+        except OutOfThreads as error:  # the event loop's
+            abort(context, "RESOURCE_EXHAUSTED", str(error))
         except Exception:
             raise
         except BaseException as error:
@@ -274,6 +282,8 @@ class _StreamBehavior:
                     response = next(responses)
                 except StopIteration:
                     return
+                except OutOfThreads as error:
+                    abort(context, "RESOURCE_EXHAUSTED", str(error))
                 except Exception:
                     raise
                 except BaseException as error:
@@ -288,6 +298,32 @@ class _StreamBehavior:
 
 def _refuse(request: Any, context: Any) -> NoReturn:
     abort(context, "UNAVAILABLE", "the plugin is ending and takes no more calls")
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """Runs a call where it comes, on the thread that all of grpcio's calls come from: it must not wait for anything."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+class _Refusal:
+    """Ends a call that there is no thread for."""
+
+    experimental_thread_pool = _AtOnce(max_workers=1)
+
+    def __init__(self, error: OutOfThreads) -> None:
+        self._error = error
+
+    def __call__(self, requests: Any, context: Any) -> NoReturn:
+        abort(context, "RESOURCE_EXHAUSTED", str(self._error))
+
+
+def _refusal(error: OutOfThreads) -> MethodHandler:
+    """What any kind of call is refused with. It takes a stream of requests: for a single one grpcio would wait."""
+    return MethodHandler(lane=CONTROL, request_streaming=True, response_streaming=False, stream_unary=_Refusal(error))
 
 
 def _abort_for(error: BaseException, context: Any) -> NoReturn:

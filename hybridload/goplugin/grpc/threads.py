@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from hybridload.goplugin.threads import Thread
+from hybridload.goplugin.threads import OutOfThreads, Thread
 
 # Seconds that a thread waits for work before it ends.
 _IDLE = 30.0
@@ -42,19 +42,34 @@ class CallThreads(ThreadPoolExecutor):
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call.
+        """Run a call. Where no thread can be started it waits for one of the others.
 
         :raises RuntimeError: after `close`.
+        :raises OutOfThreads: there are no others.
         """
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"{self._name}: closed")
             self._unfinished += 1
-            if self._unfinished > len(self._running) and (self._limit is None or len(self._running) < self._limit):
-                self._start_thread()
+            if self._unfinished > len(self._running) and self._may_grow():
+                try:
+                    self._start_thread()
+                except OutOfThreads:
+                    if not self._running:
+                        self._unfinished -= 1
+                        raise
         self._work.put((future, fn, args, kwargs))
         return future
+
+    def make_room(self) -> None:
+        """See to it that a call which comes now waits for none but those before it.
+
+        :raises OutOfThreads: no thread can be started, and all there are run calls.
+        """
+        with self._lock:
+            if not self._closed and self._unfinished >= len(self._running) and self._may_grow():
+                self._start_thread()
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until no call runs or waits for its turn; whether that came within `timeout` seconds."""
@@ -78,6 +93,9 @@ class CallThreads(ThreadPoolExecutor):
         """As `close`, for whoever takes this for what its base class is."""
         self.close(60.0 if wait else 0.0)
 
+    def _may_grow(self) -> bool:
+        return self._limit is None or len(self._running) < self._limit
+
     def _start_thread(self) -> None:
         self._started += 1
         thread = Thread(target=self._run, name=f"{self._name} {self._started}", daemon=True)
@@ -86,7 +104,6 @@ class CallThreads(ThreadPoolExecutor):
             thread.start()
         except BaseException:
             self._running.discard(thread)
-            self._unfinished -= 1
             raise
 
     def _run(self) -> None:

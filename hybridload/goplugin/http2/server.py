@@ -194,6 +194,10 @@ class Server:
         else:
             self.slow.pop(path, None)
 
+    def is_read_beside(self, link: ServerLink) -> bool:
+        """Whether the leader of any other connection is in no handler."""
+        return any(not each.busy_since for each in self._snapshot() if each is not link)
+
     def call_ended(self) -> None:
         if self._stopped is not None:
             with self._changed:

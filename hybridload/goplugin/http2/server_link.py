@@ -10,8 +10,8 @@ nothing, so:
   handler has not returned, another thread is made the leader and goes on reading; the one inside the handler finishes
   it and leaves. The method is remembered as slow for a while. Where no thread can be started the leader keeps the
   role, and the watchdog tries it again.
-- A call that needs a thread where none can be started is refused (RESOURCE_EXHAUSTED), unless it is alone on its
-  connection; the others go on.
+- A call that needs a thread where none can be started is refused (RESOURCE_EXHAUSTED), unless the leader can run it
+  and holds up nobody; the others go on.
 - A leader that would have to wait in mid-answer for the client's window hands the role over at once: only somebody who
   reads can see the window open.
 - A leader never blocks in writing what it owes as a reader (`link`).
@@ -185,8 +185,7 @@ class ServerLink(Link):
         on_loop = _runs_on_loop(handler)
         streams = handler.request_streaming or handler.response_streaming
         elsewhere = not on_loop and (streams or call.request.path in server.slow)
-        # Where no thread can be started, the leader runs what holds nobody up.
-        if elsewhere and self._run_elsewhere(call, or_refuse=streams or len(self.calls) > 1):
+        if elsewhere and self._run_elsewhere(call, streams):
             return True
         if not on_loop:
             self._running.add(call)
@@ -214,8 +213,9 @@ class ServerLink(Link):
             server.slow.pop(call.request.path, None)
         return leads
 
-    def _run_elsewhere(self, call: ServerCall, or_refuse: bool) -> bool:
-        """Run a handler on another thread. False where there is none, and the call is not to be refused for it."""
+    def _run_elsewhere(self, call: ServerCall, streams: bool) -> bool:
+        """Run a handler on another thread. False where there is none, and the leader may run it: when that holds up no
+        other call, and some other connection is still read."""
         if not self._let_outlast(call):
             return True
         try:
@@ -225,10 +225,11 @@ class ServerLink(Link):
                 self._running.discard(call)
             raise
         except OutOfThreads as error:
-            if or_refuse:
+            refused = streams or len(self.calls) > 1 or not self._server.is_read_beside(self)
+            if refused:
                 self.finish(call, _out_of_threads(error))
             self.handler_ended(call)
-            return or_refuse
+            return refused
         return True
 
     def _let_outlast(self, call: ServerCall) -> bool:
