@@ -1,4 +1,4 @@
-"""Threads that run out, at a moment of the test's choosing: in its own process, or as the code of a plugin's module."""
+"""Threads that run out, at a moment of the test's choosing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 
 
 @contextmanager
-def no_more_threads(left: int = 0) -> Iterator[list[str]]:
-    """Let `left` more threads be started, and none after them. Gives the names of those that could not be."""
+def no_more_threads(*named: str) -> Iterator[list[str]]:
+    """Let no thread be started, or none whose name begins so. Gives the names of those that could not be."""
     start = threading.Thread.start
     refused: list[str] = []
-    room = [None] * left
 
     def refuse(self: threading.Thread, *args: Any) -> None:
-        try:
-            room.pop()
-        except IndexError:
+        if self.name.startswith(named or ""):
             refused.append(self.name)
-            raise RuntimeError("can't start new thread") from None
+            raise RuntimeError("can't start new thread")
         start(self)
 
     threading.Thread.start = refuse  # type: ignore[method-assign]

@@ -32,6 +32,7 @@ from hybridload.goplugin.streams.base import StreamClosed, StreamError
 from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.tls import TLSStream, client_context
+from tests.running_out import no_more_threads
 
 OK_RESPONSE = encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
 OK_TRAILERS = encode(((b"grpc-status", b"0"),))
@@ -471,6 +472,25 @@ def test_a_call_that_is_refused_again_and_again_fails(call: Callable[[Channel], 
         thread.join()
 
 
+@pytest.mark.parametrize("code", [each for each in frames.ErrorCode if each is not frames.ErrorCode.REFUSED_STREAM])
+@pytest.mark.parametrize("call", [call_and_wait, receive_responses, await_answer, await_responses])
+def test_a_call_that_a_server_may_have_looked_at_is_made_once(
+    call: Callable[[Channel], bytes], code: frames.ErrorCode
+) -> None:
+    seen: list[int] = []
+
+    def script(connection: Connection, stream_id: int) -> None:
+        seen.append(stream_id)
+        connection.reset(stream_id, code)
+
+    channel, threads = answering(script)
+    with channel, pytest.raises(RpcError):
+        call(channel)
+    assert len(seen) == 1
+    for thread in threads:
+        thread.join()
+
+
 def test_a_stream_that_is_cancelled_is_not_made_again() -> None:
     seen: list[int] = []
 
@@ -559,6 +579,66 @@ def test_a_deadline_ends_a_call_whose_request_is_not_read() -> None:
         assert name_of(caught) == "DEADLINE_EXCEEDED"
         assert time.monotonic() - began < 3
     theirs.close()
+
+
+# Threads that run out on the client's side
+
+OURS = ("hybridload-http2-read", "hybridload-http2-call", "hybridload-http2-deadlines")
+
+
+def ask_for_a_future(channel: Channel) -> bytes:
+    answer: bytes = channel.unary_unary("/t.T/Echo").future(b"x", timeout=20).result()
+    return answer
+
+
+def send_requests(channel: Channel) -> bytes:
+    answer: bytes = channel.stream_unary("/t.T/Join")(iter([b"x"]), timeout=20)
+    return answer
+
+
+def send_much(channel: Channel) -> bytes:
+    answer: bytes = channel.unary_unary("/t.T/Echo")(bytes(3 << 20), timeout=20)
+    return answer[:0] + b"x"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [call_and_wait, receive_responses, ask_for_a_future, send_requests, send_much, await_answer, await_responses],
+)
+def test_a_call_that_needs_a_thread_is_refused_and_the_channel_lives(
+    dial: Dialler, service: Any, call: Callable[[Channel], bytes]
+) -> None:
+    service.handlers["Echo"].response_streaming = call in (receive_responses, await_responses)
+    if service.handlers["Echo"].response_streaming:
+        service.handlers["Echo"].unary_stream = lambda request, context: iter([request])
+    with Channel(dial, max_connections=2) as channel:
+        with no_more_threads(*OURS):
+            for _ in range(3):
+                try:
+                    assert call(channel) == b"x"
+                except RpcError as error:
+                    if error.code().name != "RESOURCE_EXHAUSTED":
+                        raise
+        assert call(channel) == b"x"
+        deadline = time.monotonic() + 10
+        while any(link.users or link.calls for link in channel._pool._links):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+def test_who_leaves_the_reading_role_without_an_heir_leaves_it_to_who_waits(dial: Dialler, service: Any) -> None:
+    """And with its own answer."""
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(8) as callers:
+        hang, echo = channel.unary_unary("/t.T/Hang"), channel.unary_unary("/t.T/Echo")
+        echo(b"x", timeout=5)
+        with no_more_threads("hybridload-http2-read"):
+            slow = [callers.submit(hang, b"", timeout=1.0) for _ in range(4)]
+            for _ in range(4):
+                service.hanging.acquire(timeout=10)
+            assert [echo(b"%d" % number, timeout=20) for number in range(50)] == [b"%d" % n for n in range(50)]
+            assert {each.exception(20).code().name for each in slow} == {"DEADLINE_EXCEEDED"}
+        assert len(dial.opened) == 1
+        assert echo(b"x", timeout=5) == b"x"
 
 
 # grpc, if anybody has imported it
