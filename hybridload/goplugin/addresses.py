@@ -15,6 +15,7 @@ from hybridload.goplugin.streams.base import StreamError
 
 # That sockaddr_un has room for on Linux. Where there is less, the system says so.
 _LONGEST_PATH = 107
+_HERE = {"localhost": "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}
 _ELSEWHERE = (
     "only unix sockets and tcp on loopback are connected to. "
     "A host reaches a plugin on another machine with a runner, or by reattaching to it"
@@ -29,15 +30,17 @@ def local_address(network: str, address: str) -> str:
     """An address that the other side named, as it is connected to.
 
     :param network: ``"unix"`` or ``"tcp"``.
-    :returns: the path as it is; ``localhost`` as the address that it stands for.
+    :returns: the path as it is; ``localhost``, and every interface, as the loopback address that they stand for.
     :raises AddressRefused: it is not on this machine, or none at all.
     """
     if network == "unix":
         refusal = _unix_refusal(address)
     elif network == "tcp":
         host, _, port = address.rpartition(":")
-        if host.lower() == "localhost":
-            host, address = "127.0.0.1", f"127.0.0.1:{port}"
+        # The others are what listens on every interface says of itself; Go dials this machine for them, too.
+        here = _HERE.get(host.lower())
+        if here is not None:
+            host, address = here, f"{here}:{port}"
         refusal = _tcp_refusal(host, port)
     else:
         refusal = _ELSEWHERE

@@ -47,12 +47,13 @@ ALLOWED = {
     ("tcp", "[::ffff:127.0.0.1]:1234"): "[::ffff:127.0.0.1]:1234",
     ("tcp", "localhost:1234"): "127.0.0.1:1234",
     ("tcp", "LocalHost:1234"): "127.0.0.1:1234",
+    ("tcp", ":1234"): "127.0.0.1:1234",
+    ("tcp", "0.0.0.0:1234"): "127.0.0.1:1234",
+    ("tcp", "[::]:1234"): "[::1]:1234",
 }
 ELSEWHERE = "on loopback"
 REFUSED = {
     ("tcp", "192.0.2.1:80"): ELSEWHERE,
-    ("tcp", "0.0.0.0:80"): ELSEWHERE,
-    ("tcp", "[::]:80"): ELSEWHERE,
     ("tcp", "[2001:db8::1]:80"): ELSEWHERE,
     ("tcp", "[::ffff:192.0.2.1]:80"): ELSEWHERE,
     ("tcp", "[::1%eth0]:80"): ELSEWHERE,
@@ -64,7 +65,6 @@ REFUSED = {
     ("tcp", "2130706433:80"): ELSEWHERE,
     ("tcp", "0x7f000001:80"): ELSEWHERE,
     ("tcp", "127.0.0.1@192.0.2.1:80"): ELSEWHERE,
-    ("tcp", ":80"): ELSEWHERE,
     ("unix", "@abstract"): "abstract",
     ("unix", "/" + "x" * 107): "at most 107 bytes",
 }

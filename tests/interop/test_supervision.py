@@ -118,6 +118,7 @@ def test_one_that_crashes_is_started_again(play: Play) -> None:
     assert caught.value.returncode == 7
     assert scene.gopher.echo(b"again") == b"again"
     assert scene.pid() != before
+    scene.story.wait_for("running")
     assert scene.story.told() == ["crashed", "starting", "running"]
     assert scene.loader.status("gopher").restarts == 1
 
@@ -140,6 +141,7 @@ def test_an_idempotent_call_in_flight_is_sent_again(play: Play) -> None:
     wait_until(lambda: scene.loader.status("gopher").in_flight == 1)
     scene.kill()
     assert sleeping.result(PATIENCE) is None
+    scene.story.wait_for("running")
     assert scene.story.told() == ["crashed", "starting", "running"]
 
 
