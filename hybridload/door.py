@@ -18,6 +18,7 @@ In-process calls do not come through here, unless they are to be counted: their 
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time

@@ -353,7 +353,7 @@ class Caller:
 
 
 def test_chaos_for_seconds(chaos_config: Path) -> None:
-    run_chaos(chaos_config, warm_up=4, seconds=float(os.environ.get("SECS", 11)))
+    run_chaos(chaos_config, warm_up=4, seconds=11)
 
 
 @pytest.mark.long

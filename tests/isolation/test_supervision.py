@@ -243,8 +243,8 @@ def test_what_hangs_holds_up_nobody_who_leaves_it(
         ]
         if how != "net/rpc":
             calls.append(in_thread(lambda: list(work.worker.count(2))))
-        inside = work.loader._loaded["worker"]._place.gate._inside  # type: ignore[union-attr]
-        wait_until(partial(lambda inside, calls: len(inside) >= len(calls), inside, calls))
+        gate = work.loader._loaded["worker"]._place.gate  # type: ignore[union-attr]
+        wait_until(partial(lambda gate, calls: gate.inside >= len(calls), gate, calls))
         act()
         for call in calls:
             assert isinstance(call.exception(PATIENCE), PluginCrashed | PluginClosed)
