@@ -100,9 +100,13 @@ def test_the_next_isolation_takes_over_when_the_budget_is_used_up() -> None:
     assert made.better == ("external",)
 
 
-def test_an_isolation_that_takes_over_gets_one_try() -> None:
-    made = supervisor(max_restarts=0)
-    made.receive(Crashed(), 1)
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_an_isolation_that_takes_over_gets_one_try(budget: int) -> None:
+    """Whatever restarts it would have, once it has served."""
+    made = supervisor(max_restarts=budget)
+    for _ in range(budget):
+        crash(made, 1)
+    assert deeds(made.receive(Crashed(), 1)) == [Start("subprocess")]
     assert deeds(made.receive(StartFailed(), 2)) == [Start("in-process")]
     made.receive(Started(), 3)
     assert made.better == ("external", "subprocess")
