@@ -559,12 +559,16 @@ def _side_by_side(what: str, jobs: Sequence[Callable[[], object]]) -> None:
     left, stops = deque(jobs), list[BaseException]()
 
     def work() -> None:
-        try:
-            for job in iter(lambda: left.popleft() if left else None, None):
+        while True:
+            try:
+                job = left.popleft()
+            except IndexError:
+                return
+            try:
                 job()
-        except BaseException as error:
-            stops.append(error)
-            left.clear()
+            except BaseException as error:
+                stops.append(error)
+                left.clear()
 
     threads: list[threading.Thread] = []
     try:
