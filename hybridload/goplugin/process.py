@@ -292,8 +292,13 @@ class PluginProcess:
         self._kill_strays()
 
     def _kill_strays(self) -> None:
-        if self._mark is not None:
+        if self._mark is None:
+            return
+        try:
             platforms.kill_marked(self._mark[1])
+        except OSError as error:  # no descriptor is left to look with: the lifeline has it, and does so with the host
+            log.warning("plugin %s: what it may have started is not looked for: %s", self.name, error)
+            return
         self._release_mark()
 
     def _release_mark(self) -> None:
