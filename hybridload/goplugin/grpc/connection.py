@@ -292,6 +292,8 @@ class GRPCConnection:
                 if not self._engine.lost(error):
                     code: str = error.code().name
                     return code not in ("UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED")
+            except ValueError:  # the channel was closed meanwhile
+                return False
             else:
                 return True
         return False
