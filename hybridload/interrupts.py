@@ -45,7 +45,6 @@ class Held:
         self._main: int | None = threading.main_thread().ident
         self._depth = 0
         self._waiting = False
-        self._outer: list[bool] = []  # whether each section around this one was waiting: then a handler has entered it
         self._arrived: deque[tuple[int, FrameType | None]] = deque()
         self._since = 0.0  # when the first of them came
         self._seen: tuple[Any, ...] = ()
@@ -64,18 +63,17 @@ class Held:
         if _here() != self._main:
             return
         if self._depth:
-            self._outer.append(self._waiting)
             self._depth += 1
-            self._waiting = False
             return
-        handlers = tuple(map(_get, _SIGNALS))
-        if handlers != self._seen:
-            self._raising = [number for number, handler in zip(_SIGNALS, handlers, strict=True) if callable(handler)]
-            self._seen = handlers
+        set_now = tuple(map(_get, _SIGNALS))
+        if set_now != self._seen:
+            self._look_again(set_now)
+        handlers, replacement = self._handlers, self._replacement
         try:
             for number in self._raising:
-                self._remember(number, _get(number))
-                self._remember(number, _set(number, self._replacement))
+                handler = _set(number, replacement)
+                if handler is not handlers[number] and handler is not replacement:
+                    handlers[number] = handler  # a handler has set another just now
             self.harmless = False
             self._depth = 1
         except ValueError:  # of a subinterpreter's
@@ -89,7 +87,6 @@ class Held:
             return
         if self._depth > 1:
             self._depth -= 1
-            self._waiting = self._outer.pop()
             return
         try:
             self._put_back()
@@ -115,7 +112,7 @@ class Held:
             lock.acquire()
             return
         while not lock.acquire(True, _SLICE):
-            self.pause(int)
+            self.pause(int)  # so that what has come meanwhile is handed on
 
     def pause(self, wait: Callable[..., Any], *args: Any) -> Any:
         """What ``wait(*args)`` returns, during which a handler may raise; it changes nothing that would be lost then.
@@ -140,16 +137,25 @@ class Held:
             if time.monotonic() - self._since < _PATIENCE:
                 self._arrived.append((number, frame))
                 return
-        self._handlers[number](number, frame)
+        # What it does here itself is held back again.
+        waiting, self._waiting = self._waiting, False
+        try:
+            self._handlers[number](number, frame)
+        finally:
+            self._waiting = waiting
 
     def _hand_on(self) -> None:
         while self._arrived:
             number, frame = self._arrived.popleft()
             self._handlers[number](number, frame)
 
-    def _remember(self, number: int, handler: Any) -> None:
-        if handler is not self._replacement:  # else it was not put back
-            self._handlers[number] = handler
+    def _look_again(self, set_now: tuple[Any, ...]) -> None:
+        handlers = dict(zip(_SIGNALS, set_now, strict=True))
+        self._raising = [number for number, handler in handlers.items() if callable(handler)]
+        for number in self._raising:
+            if handlers[number] is not self._replacement:  # else it was not put back
+                self._handlers[number] = handlers[number]
+        self._seen = set_now
 
     def _put_back(self) -> None:
         """Set the handlers again that were replaced, but not where somebody has set another meanwhile."""

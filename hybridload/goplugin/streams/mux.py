@@ -400,7 +400,8 @@ class Mux:
     def _write(self, stream: MuxStream, data: Buffer) -> int:
         """Send one frame of data, as much as the windows allow. Returns the number of bytes, 0 after having waited."""
         try:
-            held.acquire(self._writing)
+            if not self._writing.acquire(False):
+                held.acquire(self._writing)
             try:
                 with self._lock:
                     stream._check_sendable()
@@ -516,29 +517,24 @@ class MuxStream:
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
         with held:
-            held.acquire(self._sending)
+            if not self._sending.acquire(False):
+                held.acquire(self._sending)
+            begun = False
             try:
                 if len(buffers) > 1 and sum(map(len, buffers)) <= _CHUNK:
                     buffers = (b"".join(buffers),)
-                self._send(buffers)
+                for buffer in buffers:
+                    rest = buffer if len(buffer) <= _CHUNK else memoryview(buffer)
+                    while (sent := self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])) < len(rest):
+                        begun = begun or sent > 0
+                        rest = memoryview(rest)[sent:]
+                    begun = True
+            except BaseException:
+                if begun:
+                    held.harmless = False  # the peer has half of it
+                raise
             finally:
                 self._sending.release()
-
-    def _send(self, buffers: Sequence[Buffer]) -> None:
-        begun = False
-        try:
-            for buffer in buffers:
-                rest = buffer if len(buffer) <= _CHUNK else memoryview(buffer)
-                while True:
-                    sent = self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])
-                    begun = begun or sent > 0
-                    if sent == len(rest):
-                        break
-                    rest = memoryview(rest)[sent:]
-        except BaseException:
-            if begun:
-                held.harmless = False  # the peer has half of it
-            raise
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         return self._receive(max_bytes, timeout, soon=False)
