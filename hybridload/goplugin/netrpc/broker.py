@@ -34,6 +34,7 @@ from hybridload.goplugin.netrpc.gob import Limits, Registry
 from hybridload.goplugin.netrpc.server import NetRPCServer, Services
 from hybridload.goplugin.pending import Pending
 from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.threads import OutOfThreads, Thread
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class MuxBroker:
         self._disposed: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closed = False
         # Both block on the session or the queue; `close` ends both.
-        self._accepting = threading.Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
-        self._reaping = threading.Thread(target=self._reap, name=f"hybridload {name} broker", daemon=True)
+        self._accepting = Thread(target=self._accept, name=f"hybridload {name} streams", daemon=True)
+        self._reaping = Thread(target=self._reap, name=f"hybridload {name} broker", daemon=True)
         self._accepting.start()
         self._reaping.start()
 
@@ -244,7 +245,8 @@ class MuxBroker:
                 return
             try:
                 self.server.workers.submit(partial(self._arrive, stream))
-            except WorkersClosed:
+            except (WorkersClosed, OutOfThreads) as error:
+                log.debug("plugin %s: a stream is refused: %s", self._name, error)
                 self._arriving.release()
                 stream.close()
 

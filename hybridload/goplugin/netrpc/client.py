@@ -29,6 +29,7 @@ from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Reply, RpcClient
 from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset, again
 from hybridload.goplugin.streams.mux import MuxStream
+from hybridload.goplugin.threads import OutOfThreads, Thread
 from hybridload.interrupts import held
 
 _CHUNK = 65536  # bytes per receive, and unsent for a sender that is busy
@@ -137,7 +138,7 @@ class NetRPCClient:
             with self._lock:
                 if self._follower is None and self._ended is None:
                     name = f"hybridload {self._name} replies"
-                    follower = threading.Thread(target=self._follow, name=name, daemon=True)
+                    follower = Thread(target=self._follow, name=name, daemon=True)
                     follower.start()
                     self._follower = follower
                 self._may_follow.notify_all()
@@ -225,13 +226,21 @@ class NetRPCClient:
         return call
 
     def _send_aside(self) -> None:
+        alone = False  # without a thread to leave it to, it has to be waited for
         with self._encoding:
             if self._sender is None and self._ended is None:
                 name = f"hybridload {self._name} requests"
-                sender = threading.Thread(target=self._keep_sending, name=name, daemon=True)
-                sender.start()
-                self._sender = sender
+                sender = Thread(target=self._keep_sending, name=name, daemon=True)
+                try:
+                    sender.start()
+                except OutOfThreads:
+                    alone = True
+                else:
+                    self._sender = sender
             self._unsent_changed.notify_all()
+        if alone:
+            with self._sending:
+                self._send_unsent()
 
     def _keep_sending(self) -> None:
         while True:

@@ -29,6 +29,7 @@ from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GobError, GoTyp
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Call, Received, Refusal, RpcServer
 from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.threads import OutOfThreads
 
 if TYPE_CHECKING:
     from hybridload.goplugin.event_loop import EventLoop
@@ -213,6 +214,10 @@ class ServerLink:
                 self._server.workers.submit(partial(self.lead, self._term))
             except WorkersClosed:
                 self._stream.close()
+            except OutOfThreads:  # the leader stays; the watchdog finds it there again
+                self._term -= 1
+                self.busy_since = since
+                self._leading = call
 
     def close(self) -> None:
         """End the connection. Safe to call twice."""
@@ -251,10 +256,15 @@ class ServerLink:
         if behavior.waits or (name in server.slow and behavior.loop is None):
             try:
                 server.workers.submit(partial(self._run_elsewhere, received, behavior, count))
+                return True
+            except OutOfThreads as error:
+                if not behavior.protocol:  # a slow one would hold up all others
+                    count.leave()
+                    self._send_error(received, self._failure(error))
+                    return True
             except BaseException:
                 count.leave()
                 raise
-            return True
         self._leading = received
         self.served += 1
         began = self.busy_since = time.monotonic()
@@ -363,13 +373,11 @@ class _InTurn:
             starts, self._working = not self._working, True
         if starts:
             try:
-                self._workers.submit(self._work)
+                self._workers.submit(self._work, patient=True)
             except WorkersClosed:
                 log.debug("answers are dropped: the server has stopped")
-            except RuntimeError:  # there is no thread to be had: the next that is added brings this one along
-                with self._lock:
-                    self._working = False
-                raise
+            except OutOfThreads:  # nor is there one that could do it later
+                self._work()
 
     def _work(self) -> None:
         while True:

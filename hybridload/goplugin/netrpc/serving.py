@@ -34,6 +34,7 @@ from hybridload.goplugin.plugins import NetRPCPlugin
 from hybridload.goplugin.serving import Served, Surroundings
 from hybridload.goplugin.streams.base import Stream, StreamError
 from hybridload.goplugin.streams.mux import Mux
+from hybridload.goplugin.threads import OutOfThreads, Thread
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class NetRPCServing:
             stack.callback(self._end_sessions)
             self._listener = self._entrance.listen()
             # Blocks on the listener, which is closed before it is joined.
-            self._accepting = threading.Thread(target=self._accept, name="hybridload accept", daemon=True)
+            self._accepting = Thread(target=self._accept, name="hybridload accept", daemon=True)
         except BaseException:
             stack.close()
             raise
@@ -98,7 +99,8 @@ class NetRPCServing:
                 return
             try:
                 self.server.workers.submit(partial(self._serve, stream))
-            except WorkersClosed:
+            except (WorkersClosed, OutOfThreads) as error:
+                log.debug("a host is refused: %s", error)
                 stream.close()
 
     def _serve(self, stream: Stream) -> None:
@@ -171,9 +173,11 @@ class HostSession:
 
     def _hung_up(self) -> None:
         try:
-            self._serving.server.workers.submit(self.close)
+            self._serving.server.workers.submit(self.close, patient=True)
         except WorkersClosed:
             pass  # whoever closed them closes this as well
+        except OutOfThreads:
+            self.close()
 
     def _services(self, broker: MuxBroker) -> Services:
         def quit_(_: bool) -> dict[str, Any]:

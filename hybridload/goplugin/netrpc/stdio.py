@@ -13,6 +13,7 @@ import time
 from hybridload.goplugin.output import OutputSink
 from hybridload.goplugin.served_output import STDERR, STDOUT, OutputBuffer
 from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class StdioStreams:
     def __init__(self, stdout: Stream, stderr: Stream, sinks: tuple[OutputSink, OutputSink], *, name: str) -> None:
         self._taken = 0
         threads = [
-            threading.Thread(target=self._drain, args=(stream, sink), name=f"hybridload {name} {channel}", daemon=True)
+            Thread(target=self._drain, args=(stream, sink), name=f"hybridload {name} {channel}", daemon=True)
             for stream, sink, channel in zip((stdout, stderr), sinks, ("stdout", "stderr"), strict=True)
         ]
         self._threads: list[threading.Thread] = []
@@ -79,7 +80,7 @@ class Delivery:
     def __init__(self, output: OutputBuffer, stdout: Stream, stderr: Stream) -> None:
         self._reader = output.reader()
         self._streams = {STDOUT: stdout, STDERR: stderr}
-        self._thread = threading.Thread(target=self._deliver, name="hybridload output", daemon=True)
+        self._thread = Thread(target=self._deliver, name="hybridload output", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ from hybridload.goplugin.streams.yamux import (
     WentAway,
     WindowGrew,
 )
+from hybridload.goplugin.threads import SMALL_STACK, OutOfThreads, Thread
 from hybridload.interrupts import held
 
 _CHUNK = 65536  # bytes per receive from below, and at most per frame of data, so that streams take turns
@@ -374,8 +375,12 @@ class Mux:
             if self._draining or self._ended is not None:
                 return
             done = self._drain
-            drain = threading.Thread(target=self._drain_control, name=f"{self._name} writer", daemon=True)
-            drain.start()
+            drain = Thread(target=self._drain_control, name=f"{self._name} writer", daemon=True, stack=SMALL_STACK)
+            try:
+                drain.start()
+            except OutOfThreads:  # they go along with the next data, or when the clock is looked at next
+                self._next_look = min(self._next_look, time.monotonic() + MOMENT)
+                return
             self._drain, self._draining = drain, True
         if done is not None:
             done.join()  # it sent everything, and leaves what came since to the new one
