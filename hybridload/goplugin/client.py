@@ -792,6 +792,7 @@ class Client:
             lambda: transport.connect(line.network, line.address, patience),
             f"{line.network} {line.address}",
             self._versions[line.app_version],
+            broken=partial(_weakly(self.condemn), "broke its connection"),
             **common,
         )
 

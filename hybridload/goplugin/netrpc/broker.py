@@ -33,7 +33,7 @@ from hybridload.goplugin.netrpc.client import NetRPCClient
 from hybridload.goplugin.netrpc.gob import Limits, Registry
 from hybridload.goplugin.netrpc.server import NetRPCServer, Services
 from hybridload.goplugin.pending import Pending
-from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.streams.base import Stream, StreamError, StreamReset
 from hybridload.goplugin.threads import OutOfThreads, Thread
 
 log = logging.getLogger(__name__)
@@ -65,11 +65,21 @@ class MuxBroker:
     :param session: the streams are its; whoever owns it closes it before the broker.
     :param server: runs what is served.
     :param name: the plugin's name, for messages.
+    :param on_lost: called on a thread of the broker's when the other side broke the session off.
     :param limits: what the other side may send on what is dialled or served here.
     """
 
-    def __init__(self, session: Session, server: NetRPCServer, *, name: str, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        server: NetRPCServer,
+        *,
+        name: str,
+        limits: Limits | None = None,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self.server = server
+        self._on_lost = on_lost
         self._limits = limits
         self._session = session
         self._name = name
@@ -241,7 +251,9 @@ class MuxBroker:
             self._arriving.acquire()
             try:
                 stream = self._session.accept()
-            except StreamError:
+            except StreamError as error:
+                if isinstance(error, StreamReset):
+                    self._on_lost()
                 return
             try:
                 self.server.workers.submit(partial(self._arrive, stream))

@@ -52,6 +52,7 @@ class NetRPCConnection:
     :param kinds: the plugin set of the negotiated version.
     :param call_timeout: seconds that a call may take; `None` for no limit.
     :param connect_timeout: seconds to connect in.
+    :param broken: told that the plugin has broken its connection, though its process runs.
     :param max_message: the largest message that is taken, in bytes.
     :raises HandshakeError: nobody answers at the address; its message continues a sentence that names the plugin.
     :raises PluginCrashed, PluginClosed: the process ended meanwhile.
@@ -70,7 +71,10 @@ class NetRPCConnection:
         call_timeout: float | None,
         connect_timeout: float,
         max_message: int = MAX_MESSAGE,
+        broken: Callable[[], None] = lambda: None,
     ) -> None:
+        self._broken = broken
+        self._in_use = False  # from the greeting to the parting
         self._kinds = kinds
         self._name = name
         self._fate = fate
@@ -89,10 +93,11 @@ class NetRPCConnection:
             limits = Limits(message=max_message)
             self._control = NetRPCClient(control, limits=limits, name=f"{name} control")
             self._server = NetRPCServer(name)
-            self._broker = MuxBroker(self._mux, self._server, name=name, limits=limits)
+            self._broker = MuxBroker(self._mux, self._server, name=name, limits=limits, on_lost=self._lost)
             self._objects = MuxObjects(self._broker, self._loop, self._calls, self._is_detailed, lends=True)
             begun.callback(self._close)
             self._detailed = self._greet(where, deadline)
+            self._in_use = True
             begun.pop_all()
 
     def dispense(self, kind: str) -> Methods | Any:
@@ -118,6 +123,14 @@ class NetRPCConnection:
             "give it netrpc_client and netrpc_server, or use a contract.",
             plugin=self._name,
         )
+
+    def _lost(self) -> None:
+        """The session broke off. All there is travels on it: a plugin that is still there after a moment is of no use.
+
+        Called on a thread of the broker's.
+        """
+        if self._in_use and self._fate(_SETTLE) is None and self._in_use:
+            self._broken()
 
     def offers(self, kind: str, timeout: float) -> bool:
         """Whether the plugin has a kind, be it in the plugin set or not. The plugin makes an object for it.
@@ -145,6 +158,7 @@ class NetRPCConnection:
         A plugin that drops the connection instead of answering has done as it was asked. One that says nothing for
         `timeout` seconds, or does not know the call, has not.
         """
+        self._in_use = False
         try:
             reply = self._control.exchange("Control.Quit", True, Bool(), None, timeout)
         except StreamError:
@@ -155,6 +169,7 @@ class NetRPCConnection:
 
     def close(self) -> None:
         """Take the output that is still on its way and close the connection. Safe to call twice."""
+        self._in_use = False
         self._stdio.join(_SETTLE)
         self._close()
 
