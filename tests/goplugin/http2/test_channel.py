@@ -32,6 +32,7 @@ from hybridload.goplugin.streams.base import StreamClosed, StreamError
 from hybridload.goplugin.streams.sockets import SocketStream, connect, socket_pair
 from hybridload.goplugin.streams.spinning import Spinning
 from hybridload.goplugin.streams.tls import TLSStream, client_context
+from tests.goplugin.http2.conftest import Handler
 from tests.running_out import no_more_threads
 
 OK_RESPONSE = encode(((b":status", b"200"), (b"content-type", b"application/grpc")))
@@ -639,6 +640,58 @@ def test_who_leaves_the_reading_role_without_an_heir_leaves_it_to_who_waits(dial
             assert {each.exception(20).code().name for each in slow} == {"DEADLINE_EXCEEDED"}
         assert len(dial.opened) == 1
         assert echo(b"x", timeout=5) == b"x"
+
+
+# The same on the server's side
+
+
+def test_a_leader_without_an_heir_keeps_the_role_until_there_is_one(dial: Dialler, service: Any) -> None:
+    released = threading.Event()
+    service.handlers["Block"] = Handler(lambda request, context: request if released.wait(20) else b"late")
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as callers:
+        echo = channel.unary_unary("/t.T/Echo")
+        echo(b"x", timeout=5)
+        with no_more_threads("hybridload-http2-serve") as refused:
+            blocked = callers.submit(channel.unary_unary("/t.T/Block"), b"answer", timeout=20)
+            deadline = time.monotonic() + 10
+            while len(refused) < 3:  # the watchdog does not give up
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        assert echo(b"y", timeout=10) == b"y"
+        assert not blocked.done()
+        released.set()
+        assert blocked.result(10) == b"answer"
+        assert len(dial.opened) == 1
+
+
+def test_an_answer_that_waits_for_the_client_is_refused_where_nobody_else_can_read(dial: Dialler) -> None:
+    with Channel(dial, max_connections=1) as channel:
+        zeros = channel.unary_unary("/t.T/Zeros")
+        zeros(b"1", timeout=5)
+        with no_more_threads("hybridload-http2-serve"), pytest.raises(RpcError, match="No thread") as caught:
+            zeros(b"50000000", timeout=20)
+        assert name_of(caught) == "RESOURCE_EXHAUSTED"
+        assert len(zeros(b"50000000", timeout=20)) == 50000000
+        assert len(dial.opened) == 1
+
+
+def test_a_connection_for_which_a_server_has_no_thread_waits(dial: Dialler) -> None:
+    with ThreadPoolExecutor(1) as callers, Channel(dial) as channel:
+        with no_more_threads("hybridload-http2-serve") as refused:
+            call = callers.submit(channel.unary_unary("/t.T/Echo"), b"x", timeout=20)
+            deadline = time.monotonic() + 10
+            while len(refused) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        assert call.result(20) == b"x"
+
+
+def test_a_server_stops_without_a_thread_for_it(dial: Dialler, ours: tuple[Server, str]) -> None:
+    with Channel(dial) as channel:
+        channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+        with no_more_threads():
+            assert ours[0].stop(0).is_set()
+            assert ours[0].stop(0).wait(0)
 
 
 # grpc, if anybody has imported it
