@@ -537,6 +537,15 @@ def test_calls_go_on_another_connection_before_a_server_loses_its_patience(dial:
         assert len(channel._pool._parting) <= 1  # the one that `beside` is on
 
 
+def test_the_only_connection_there_can_be_is_used_on(dial: Dialler) -> None:
+    with Channel(dial, max_connections=1) as channel:
+        for _ in range(600):
+            given_up = channel.unary_stream("/t.T/HangStream")(b"")
+            assert next(given_up) == b"first"
+            given_up.cancel()
+        assert len(dial.opened) == 1
+
+
 def test_a_connection_that_is_handed_over_reaches_who_waits_for_it(
     dial: Dialler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -642,6 +651,26 @@ def test_who_leaves_the_reading_role_without_an_heir_leaves_it_to_who_waits(dial
         assert echo(b"x", timeout=5) == b"x"
 
 
+def test_an_answer_is_read_by_who_waits_for_it_when_the_reader_has_left(dial: Dialler, service: Any) -> None:
+    released = [threading.Event(), threading.Event()]
+    service.handlers["Block"] = Handler(lambda request, context: request if released[int(request)].wait(60) else b"")
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(2) as callers:
+        channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+        block = channel.unary_unary("/t.T/Block")
+        with no_more_threads("hybridload-http2-read"):
+            first = callers.submit(block, b"0", timeout=50)
+            (link,) = channel._pool._links
+            while not link.calls:
+                time.sleep(0.001)
+            second = callers.submit(block, b"1", timeout=50)
+            while len(link.calls) < 2 or next(reversed(link.calls.values()))._news is None:
+                time.sleep(0.001)
+            released[0].set()
+            assert first.result(20) == b"0"
+            released[1].set()
+            assert second.result(20) == b"1"
+
+
 # The same on the server's side
 
 
@@ -661,6 +690,24 @@ def test_a_leader_without_an_heir_keeps_the_role_until_there_is_one(dial: Dialle
         assert not blocked.done()
         released.set()
         assert blocked.result(10) == b"answer"
+        assert len(dial.opened) == 1
+
+
+def test_a_leader_that_had_no_heir_goes_on_when_its_handler_has_returned(dial: Dialler, service: Any) -> None:
+    released = threading.Event()
+    service.handlers["Block"] = Handler(lambda request, context: request if released.wait(20) else b"late")
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as callers:
+        echo = channel.unary_unary("/t.T/Echo")
+        echo(b"x", timeout=5)
+        with no_more_threads("hybridload-http2-serve") as refused:
+            blocked = callers.submit(channel.unary_unary("/t.T/Block"), b"answer", timeout=20)
+            deadline = time.monotonic() + 10
+            while not refused:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            released.set()
+            assert blocked.result(10) == b"answer"
+            assert echo(b"y", timeout=10) == b"y"
         assert len(dial.opened) == 1
 
 
