@@ -121,6 +121,7 @@ NAMES = (*CALLED, *AWAITED)
 TASKS = 4
 CALL_TIMEOUT = 4.0  # seconds, as in the configuration
 SHORT = 0.2
+PACE = 0.001  # seconds between two calls of a caller, or calls in-process would leave nobody else a processor
 LATE = 1.0  # seconds that a call may take beyond its deadline
 SILENCE = 5.0  # seconds without any answer of a plugin: signs of life that are missed twice, and a start
 _PATIENCE = 60.0
@@ -316,11 +317,13 @@ class Caller:
         for name, data, limit in self._calls():
             with self._call(name, data, limit) as answer:
                 answer.append(self._workers[name].echo(data))
+            time.sleep(PACE)
 
     async def run_async(self) -> None:
         for name, data, limit in self._calls():
             with self._call(name, data, limit) as answer:
                 answer.append(await self._workers[name].echo(data))
+            await asyncio.sleep(PACE)  # a call in-process may come back without the loop having had a turn
 
     def _calls(self) -> Iterator[tuple[str, bytes, float]]:
         for number in itertools.count():
