@@ -40,8 +40,7 @@ _DETAILS = "grpc-status-details-bin"
 _SETTLE = 1.0
 # Seconds that finding out why a call failed may take beyond its deadline.
 _LATE = 0.2
-# More than a channel has.
-_CONNECTIONS = 10
+_PAUSE = 0.05
 
 Fate = Callable[[float], Exception | None]
 """Seconds to wait -> why the plugin is gone, or `None` when it is still there after them."""
@@ -271,7 +270,7 @@ class GRPCConnection:
         """Whether a stream that accompanies the plugin ended because its connection broke, and the plugin lives."""
         if not self._engine.lost(error) or self._fate(0) is not None:
             return False
-        if self._answers(_SETTLE):
+        if self._answers(2 * _SETTLE):
             return True
         if self._fate(_SETTLE) is None:
             self._broken()
@@ -283,9 +282,11 @@ class GRPCConnection:
             self._broken()
 
     def _answers(self, timeout: float) -> bool:
+        """Whether the plugin can be reached within `timeout` seconds: connections that broke at the same time may not
+        have been noticed yet, and grpcio waits a second before it opens another."""
         deadline = time.monotonic() + timeout
-        for _ in range(_CONNECTIONS):  # those that broke at the same time may not have been noticed yet
-            left = max(0.0, deadline - time.monotonic())
+        while True:
+            left = min(_SETTLE, max(0.0, deadline - time.monotonic()))
             try:
                 self._check(messages.HealthCheckRequest(service=messages.HEALTH_SERVICE), timeout=left)
             except self._engine.rpc_error as error:
@@ -296,7 +297,9 @@ class GRPCConnection:
                 return False
             else:
                 return True
-        return False
+            if self._fate(0) is not None or time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)
 
     def _connect(self, endpoint: Endpoint, timeout: float) -> None:
         deadline = time.monotonic() + timeout
