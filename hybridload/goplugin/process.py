@@ -162,8 +162,11 @@ class PluginProcess:
             spec = replace(spec, env={**spec.env, MARK: token})
         try:
             self._child = (spawn or start_program)(spec, name)
-        except BaseException:
+        except Exception:
             self._release_mark()
+            raise
+        except BaseException:  # an interrupt amid it: a process that has started is known by its mark alone
+            self._kill_strays()
             raise
         self.pid = self._child.pid
         self._keeper: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""A plugin that can start no more threads refuses what needs one, and lives; one that breaks its session has crashed."""
+"""A plugin out of threads refuses what needs one, and lives on; one that breaks its session has crashed."""
 
 from __future__ import annotations
 
