@@ -187,7 +187,7 @@ def compressing() -> Iterator[Callable[..., Channel]]:
     with ExitStack() as stack:
         stack.callback(lambda: server.stop(None).wait())
         yield lambda limit: stack.enter_context(
-            Channel(lambda: connect("tcp", f"127.0.0.1:{port}", 10.0), max_receive=limit)
+            Channel(lambda _: connect("tcp", f"127.0.0.1:{port}", 10.0), max_receive=limit)
         )
 
 
@@ -270,7 +270,7 @@ def test_a_length_is_refused_before_anything_is_read() -> None:
 
     with ThreadPoolExecutor(1) as peer:
         peer.submit(answer)
-        with Channel(lambda: mine, max_receive=MAX_MESSAGE) as channel, memory() as grown:
+        with Channel(lambda _: mine, max_receive=MAX_MESSAGE) as channel, memory() as grown:
             with pytest.raises(RpcError, match=f"{2**32 - 1} vs. {MAX_MESSAGE}"):
                 channel.unary_unary("/it/answer")(b"", timeout=PATIENCE)
             assert grown() < MIB
