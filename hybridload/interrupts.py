@@ -31,11 +31,12 @@ _NAMES = (
 _SIGNALS = tuple(int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name))
 _PATIENCE = 1.0  # seconds
 _SLICE = 0.05  # seconds
+_FRESH = 0.01  # seconds until it is seen that a handler was set for a signal that had none
 
 # `signal` makes enumerations of what it takes and gives, which takes ten times as long as the functions below it.
 _fast: Any = getattr(signal, "_signal", signal)
 _get, _set = _fast.getsignal, _fast.signal
-_here = threading.get_ident
+_here, _now = threading.get_ident, time.monotonic
 
 
 class Held:
@@ -47,7 +48,7 @@ class Held:
         self._waiting = False
         self._arrived: deque[tuple[int, FrameType | None]] = deque()
         self._since = 0.0  # when the first of them came
-        self._seen: tuple[Any, ...] = ()
+        self._known_until = 0.0  # on the monotonic clock: so long the next two are taken for right
         self._raising: list[int] = []  # those of the signals that a handler is set for
         self._handlers: dict[int, Any] = {}  # those that were replaced
         self._replacement = self._arrive
@@ -65,11 +66,14 @@ class Held:
         if self._depth:
             self._depth += 1
             return
-        set_now = tuple(map(_get, _SIGNALS))
-        if set_now != self._seen:
-            self._look_again(set_now)
+        if _now() >= self._known_until:
+            self._look_again()
         handlers, replacement = self._handlers, self._replacement
         try:
+            for number in self._raising:
+                if _get(number) is not handlers[number]:
+                    self._look_again()
+                    break
             for number in self._raising:
                 handler = _set(number, replacement)
                 if handler is not handlers[number] and handler is not replacement:
@@ -88,8 +92,12 @@ class Held:
         if self._depth > 1:
             self._depth -= 1
             return
+        handlers, replacement = self._handlers, self._replacement
         try:
-            self._put_back()
+            for number in self._raising:
+                handler = _set(number, handlers[number])
+                if handler is not replacement:
+                    _set(number, handler)  # somebody has set another meanwhile
         finally:
             self._depth = 0
         if self._arrived:
@@ -149,13 +157,13 @@ class Held:
             number, frame = self._arrived.popleft()
             self._handlers[number](number, frame)
 
-    def _look_again(self, set_now: tuple[Any, ...]) -> None:
-        handlers = dict(zip(_SIGNALS, set_now, strict=True))
-        self._raising = [number for number, handler in handlers.items() if callable(handler)]
-        for number in self._raising:
-            if handlers[number] is not self._replacement:  # else it was not put back
-                self._handlers[number] = handlers[number]
-        self._seen = set_now
+    def _look_again(self) -> None:
+        set_now = [(number, _get(number)) for number in _SIGNALS]
+        self._raising = [number for number, handler in set_now if callable(handler)]
+        for number, handler in set_now:
+            if handler is not self._replacement:  # else it was not put back
+                self._handlers[number] = handler
+        self._known_until = _now() + _FRESH
 
     def _put_back(self) -> None:
         """Set the handlers again that were replaced, but not where somebody has set another meanwhile."""

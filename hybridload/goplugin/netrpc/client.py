@@ -52,6 +52,8 @@ class NetRPCClient:
         self.registry = registry or Registry()
         self._stream = stream
         self._receive_soon = stream.receive_soon if isinstance(stream, MuxStream) else stream.receive
+        self._send_all = stream.send_within if isinstance(stream, MuxStream) else stream.send_all
+        self._is_quiet = stream.is_quiet if isinstance(stream, MuxStream) else stream.writable
         self._name = name
         self._rpc = RpcClient(self.registry, limits=limits)
         self._sending = threading.Lock()
@@ -193,11 +195,13 @@ class NetRPCClient:
                 if not self._unsent_changed.wait(remaining) and time.monotonic() >= deadline:
                     raise TimeoutError("the calls before it were not sent in time")
             at_most = _SMALL if self._calls else ROOM
+            alone = deadline is None and on_done is None and not self._calls and self._is_quiet()
             call = self._queue(method, argument, argument_type, reply_type, on_done)
         # Whoever is sending takes it along.
         while self._unsent and self._sending.acquire(blocking=False):
             try:
-                blocks = self._unsent_bytes > at_most or not self._stream.writable()
+                # Who is alone and may wait need not ask whether there is room, which costs more than to send.
+                blocks = self._unsent_bytes > at_most or not (alone or self._stream.writable())
                 if not blocks:
                     self._send_unsent()
             finally:
@@ -269,7 +273,7 @@ class NetRPCClient:
         if not unsent:
             return
         try:
-            self._stream.send(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+            self._send_all(unsent)
         except StreamError as error:
             self._end(error)
         except BaseException as error:

@@ -522,51 +522,56 @@ class MuxStream:
 
     def send_all(self, buffers: Sequence[Buffer]) -> None:
         with held:
-            if not self._sending.acquire(False):
-                held.acquire(self._sending)
-            begun = False
-            try:
-                if len(buffers) > 1 and sum(map(len, buffers)) <= _CHUNK:
-                    buffers = (b"".join(buffers),)
-                for buffer in buffers:
-                    rest = buffer if len(buffer) <= _CHUNK else memoryview(buffer)
-                    while (sent := self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])) < len(rest):
-                        begun = begun or sent > 0
-                        rest = memoryview(rest)[sent:]
-                    begun = True
-            except BaseException:
-                if begun:
-                    held.harmless = False  # the peer has half of it
-                raise
-            finally:
-                self._sending.release()
+            self.send_within(buffers)
+
+    def send_within(self, buffers: Sequence[Buffer]) -> None:
+        """As `send_all`, for whoever is in a section of `held` already."""
+        if not self._sending.acquire(False):
+            held.acquire(self._sending)
+        begun = False
+        try:
+            if len(buffers) > 1 and sum(map(len, buffers)) <= _CHUNK:
+                buffers = (b"".join(buffers),)
+            for buffer in buffers:
+                rest = buffer if len(buffer) <= _CHUNK else memoryview(buffer)
+                while (sent := self._mux._write(self, rest if len(rest) <= _CHUNK else rest[:_CHUNK])) < len(rest):
+                    begun = begun or sent > 0
+                    rest = memoryview(rest)[sent:]
+                begun = True
+        except BaseException:
+            if begun:
+                held.harmless = False  # the peer has half of it
+            raise
+        finally:
+            self._sending.release()
 
     def receive(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
-        return self._receive(max_bytes, timeout, soon=False)
+        with held:
+            return self._receive(max_bytes, timeout, soon=False)
 
     def receive_soon(self, max_bytes: int = 65536, timeout: float | None = None) -> bytes:
         """As `receive`, for whoever is alone in waiting for a peer that may answer at once: see `spinning`.
 
-        With others about, who have something to send, not to sleep would keep the interpreter from them.
+        With others about, who have something to send, not to sleep would keep the interpreter from them. Called in a
+        section of `held`.
         """
         return self._receive(max_bytes, timeout, soon=True)
 
     def _receive(self, max_bytes: int, timeout: float | None, soon: bool) -> bytes:
         mux = self._mux
-        with held:
-            with mux._lock:
-                data = None
-                if not self._has_news():
-                    deadline = _deadline(timeout)
-                    if max_bytes >= _CHUNK:
-                        data = mux._read_only(self, timeout, soon)
-                    if data is None and not mux._reading.wait(self._has_news, self._waiters, deadline):
-                        raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
-                if data is None:
-                    data = self._take(max_bytes)
-            if mux._session.has_data_to_send:
-                mux._flush()
-            return data
+        with mux._lock:
+            data = None
+            if not self._has_news():
+                deadline = _deadline(timeout)
+                if max_bytes >= _CHUNK:
+                    data = mux._read_only(self, timeout, soon)
+                if data is None and not mux._reading.wait(self._has_news, self._waiters, deadline):
+                    raise TimeoutError(f"nothing came on {self.peer} within {timeout:g} s")
+            if data is None:
+                data = self._take(max_bytes)
+        if mux._session.has_data_to_send:
+            mux._flush()
+        return data
 
     def receive_into(self, buffer: memoryview, timeout: float | None = None) -> int:
         data = self.receive(len(buffer), timeout)
@@ -622,8 +627,12 @@ class MuxStream:
         # Who reads for others leaves the role to whoever waits in `receive`, but would never learn of one that looks.
         return self._mux._reading.taken or self.readable()
 
+    def is_quiet(self) -> bool:
+        """Whether nobody sends on the session just now, so that whoever does need not wait for that."""
+        return not (self._sending.locked() or self._mux._writing.locked())
+
     def writable(self) -> bool:
-        if self._sending.locked() or self._mux._writing.locked():
+        if not self.is_quiet():
             return False
         with held, self._mux._lock:
             if self._failure() is not None or not self._mux._session.can_send(self.stream_id, ROOM):

@@ -28,8 +28,10 @@ from hybridload.interrupts import held
 
 log = logging.getLogger(__name__)
 
-_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)
+# Numbers: to combine enumerations takes as long as to send.
+_NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
+_DONT_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+_AT_ONCE = _NO_SIGNAL | _DONT_WAIT
 _GATHER_BY_COPY = 8192  # bytes; below this, joining costs less than what `sendmsg` does per buffer
 _MAX_BUFFERS = 512  # buffers in one `sendmsg`; POSIX promises 16, every system that we know takes 1024
 _FOREVER_MS = 2**31 - 1
@@ -120,7 +122,7 @@ class SocketStream:
 
     def _gather(self, buffers: Sequence[Buffer]) -> None:
         try:
-            sent = self._socket.sendmsg(buffers, (), _NO_SIGNAL | (_DONT_WAIT if held.here else 0))
+            sent = self._socket.sendmsg(buffers, (), _AT_ONCE if held.here else _NO_SIGNAL)
         except BlockingIOError:
             sent = 0
         for buffer in buffers:  # a signal may have cut the call short
@@ -133,11 +135,13 @@ class SocketStream:
             self._socket.sendall(data, _NO_SIGNAL)
             return
         # Where signals are held back, the call that waits must not be one that they cannot interrupt.
-        rest = memoryview(data)
-        while rest:
+        rest, sent = data, 0
+        while sent < len(rest):
+            rest = memoryview(rest)[sent:] if sent else rest
             try:
-                rest = rest[self._socket.send(rest, _NO_SIGNAL | _DONT_WAIT) :]
+                sent = self._socket.send(rest, _AT_ONCE)
             except BlockingIOError:
+                sent = 0
                 self._await_room()
 
     def _await_room(self) -> None:

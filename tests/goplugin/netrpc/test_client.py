@@ -251,7 +251,7 @@ def test_a_caller_that_is_interrupted_while_it_sends_ends_the_connection(
     other = pool.submit(say, client, "x")
     peer.next_call()
     eventually(lambda: client._reader is not None, "it waits, and sends for nobody else")
-    monkeypatch.setattr(MuxStream, "send", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(client, "_send_all", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         say(client, "y")
     with pytest.raises(StreamReset, match="KeyboardInterrupt"):
