@@ -318,6 +318,12 @@ class AsyncRemoteStream:
             self._close()
             own = self._requests.error if self._requests is not None else None
             failure = own or await _explained(self._context, error, self._timeout, stream=True)
+        except GeneratorExit:
+            # Collected, as when the event loop was closed: by a thread that may hold the locks which closing takes.
+            self._done = True
+            if os.getpid() == self._pid:
+                _end_elsewhere(self._close)
+            raise
         except BaseException:
             self._close()
             raise
