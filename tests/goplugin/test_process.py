@@ -291,6 +291,25 @@ def test_an_exit_is_described_in_words(code: int | None, words: str) -> None:
     assert describe_exit(code) == words
 
 
+def test_a_status_that_the_system_has_thrown_away_is_not_taken_for_success() -> None:
+    """Where SIGCHLD is ignored, nobody learns how a child ended."""
+    code = """
+import os, signal, sys, threading
+from hybridload.goplugin.process import PluginProcess, ProcessSpec
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+ended = threading.Event()
+process = PluginProcess(
+    ProcessSpec((sys.executable, "-c", "import time; time.sleep(60)"), dict(os.environ), None, None),
+    name="test", on_stdout=len, on_stderr=len, on_exit=lambda status: (print(status), ended.set()), lifeline=None,
+)
+os.kill(process.pid, signal.SIGKILL)
+assert ended.wait(10)
+process.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("None\n", "")
+
+
 def test_output_without_end_is_taken_at_a_steady_pace() -> None:
     pace, megabyte = _Pace(now=100.0), 1 << 20
     assert [pace.pause_after(megabyte, now=100.0) for _ in range(16)] == [0.0] * 16
