@@ -80,11 +80,12 @@ class Held:
                     handlers[number] = handler  # a handler has set another just now
             self.harmless = False
             self._depth = 1
-        except ValueError:  # of a subinterpreter's
-            self._main = None
-        except BaseException:
+        except BaseException as error:
+            self._depth = 0
             self._put_back()
-            raise
+            if not isinstance(error, ValueError) or not error.__traceback__ or error.__traceback__.tb_next:
+                raise  # a handler has raised it, maybe one that is not replaced yet
+            self._main = None  # a subinterpreter's: it may set none
 
     def __exit__(self, *_: object) -> None:
         if not self._depth or _here() != self._main:
@@ -98,10 +99,10 @@ class Held:
                 handler = _set(number, handlers[number])
                 if handler is not replacement:
                     _set(number, handler)  # somebody has set another meanwhile
-        finally:
+        finally:  # a handler that is set again may have raised already
             self._depth = 0
-        if self._arrived:
-            self._hand_on()
+            if self._arrived:
+                self._hand_on()
 
     def wait(self, gate: threading.Lock, timeout: float | None = None) -> bool:
         """Acquire what another thread releases to wake this one. A handler may raise here.
@@ -153,9 +154,13 @@ class Held:
             self._waiting = waiting
 
     def _hand_on(self) -> None:
-        while self._arrived:
-            number, frame = self._arrived.popleft()
-            self._handlers[number](number, frame)
+        try:
+            while self._arrived:
+                number, frame = self._arrived.popleft()
+                self._handlers[number](number, frame)
+        except BaseException:
+            self._hand_on()  # what else has come may be for somebody who waits for it
+            raise
 
     def _look_again(self) -> None:
         set_now = [(number, _get(number)) for number in _SIGNALS]
@@ -167,9 +172,13 @@ class Held:
 
     def _put_back(self) -> None:
         """Set the handlers again that were replaced, but not where somebody has set another meanwhile."""
-        for number in self._raising:
-            if _get(number) is self._replacement:
-                _set(number, self._handlers[number])
+        try:
+            for number in self._raising:
+                if _get(number) is self._replacement:
+                    _set(number, self._handlers[number])
+        except BaseException:  # raised by one of those that are set again: the others have to be as well
+            self._put_back()
+            raise
 
     def _begin_anew(self) -> None:
         """In a forked child, whose main thread is the one that forked: it may not be the one in the section."""
