@@ -17,12 +17,20 @@ import itertools
 import os
 import sys
 import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hybridload.forks import after_fork
+from hybridload.interrupts import held
 
 if TYPE_CHECKING:
     import subprocess
+
+_PATIENCE = 10.0
+"""Seconds that the watcher may take to end what is left."""
 
 # `+ N` guards process group N, `- N` lets go of it; `f K PATH` guards a folder under the number K, `r K` lets go of it;
 # `m K VARIABLE` and `u K` do so with the processes that have a variable in their environment. The end of the pipe, or
@@ -56,21 +64,21 @@ for one in $folders; do eval "rm -rf \"\$folder_$one\""; done
 """
 _PYTHON = r"""
 import glob, os, shutil, signal, sys
-groups, folders, marks = [], {}, {}
+groups, folders, marks = set(), {}, {}
 for line in sys.stdin:
     change, which, *path = line.rstrip("\n").split(" ", 2)
     if change == "+":
-        groups.append(int(which))
+        groups.add(int(which))
     elif change == "-":
-        groups.remove(int(which))
+        groups.discard(int(which))
     elif change == "f":
         folders[which] = path[0]
     elif change == "r":
-        del folders[which]
+        folders.pop(which, None)
     elif change == "m":
         marks[which] = path[0].encode()
     elif change == "u":
-        del marks[which]
+        marks.pop(which, None)
     else:
         break
 for group in groups:
@@ -98,42 +106,48 @@ for folder in folders.values():
 class Lifeline:
     """Kills the guarded process groups when this process ends without having let go of them.
 
-    Safe from any thread. A watcher that cannot be started, or that somebody killed, is replaced at the next `guard`;
-    what it guarded is handed to the new one.
+    Safe from any thread, signal handler and finalizer. A watcher that cannot be started, or that somebody killed, is
+    replaced at the next `guard`; what it guarded is handed to the new one.
+
+    What is to be done goes through a queue, which is worked off with the lock held. Who lets go of something waits for
+    nobody: it is done by whoever has the lock. Nor does a handler or finalizer that interrupts such work on the same
+    thread: what it asks for is done when it has returned.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._watcher: subprocess.Popen[bytes] | None = None
+        # What is guarded, as it will be once the queue is worked off.
         self._groups: set[int] = set()
         self._folders: dict[int, str] = {}
         self._marks: dict[int, str] = {}
         self._numbers = itertools.count()
+        self._begin_anew()
         after_fork(self, Lifeline._let_go_in_child)
+
+    def _begin_anew(self) -> None:
+        self._asked: deque[Callable[[], None]] = deque()
+        self._lock = threading.RLock()
+        self._busy = False
 
     def open(self) -> None:
         """Start the watcher. Done before a process starts, it leaves no time in which nobody guards it.
 
         :raises OSError: when no watcher can be started.
         """
-        with self._lock:
-            if self._watcher is None or self._watcher.poll() is not None:
-                self._replace()
+        self._do(self._have_one)
 
     def guard(self, group: int) -> None:
         """Guard a process group until `release`.
 
         :raises OSError: when no watcher can be started.
         """
-        with self._lock:
-            self._groups.add(group)
-            self._tell_or_replace(f"+ {group}\n")
+        self._groups.add(group)
+        self._do(partial(self._tell_or_replace, f"+ {group}\n"))
 
     def release(self, group: int) -> None:
         """Let go of a group. Call it before its leader is reaped: afterwards the id may be somebody else's."""
-        with self._lock:
-            self._groups.discard(group)
-            self._tell(f"- {group}\n")
+        self._groups.discard(group)
+        self._do(partial(self._tell, f"- {group}\n"), wait=False)
 
     def guard_folder(self, path: str) -> int:
         """Have a folder, made already or not, or a file removed when the host ends, until `release_folder`.
@@ -141,19 +155,17 @@ class Lifeline:
         :returns: what `release_folder` wants.
         :raises OSError: when no watcher can be started.
         """
-        with self._lock:
-            number = next(self._numbers)
-            # The watcher reads lines. Nobody's temporary folder has a line feed in its name.
-            if "\n" not in path:
-                self._folders[number] = path
-                self._tell_or_replace(f"f {number} {path}\n")
-            return number
+        number = next(self._numbers)
+        # The watcher reads lines. Nobody's temporary folder has a line feed in its name.
+        if "\n" not in path:
+            self._folders[number] = path
+            self._do(partial(self._tell_or_replace, f"f {number} {path}\n"))
+        return number
 
     def release_folder(self, number: int) -> None:
         """Let go of a folder."""
-        with self._lock:
-            if self._folders.pop(number, None) is not None:
-                self._tell(f"r {number}\n")
+        if self._folders.pop(number, None) is not None:
+            self._do(partial(self._tell, f"r {number}\n"), wait=False)
 
     def guard_mark(self, variable: str) -> int:
         """Have every process killed that has a variable in its environment when the host ends, until `release_mark`.
@@ -162,28 +174,70 @@ class Lifeline:
         :returns: what `release_mark` wants.
         :raises OSError: when no watcher can be started.
         """
-        with self._lock:
-            number = next(self._numbers)
-            self._marks[number] = variable
-            self._tell_or_replace(f"m {number} {variable}\n")
-            return number
+        number = next(self._numbers)
+        self._marks[number] = variable
+        self._do(partial(self._tell_or_replace, f"m {number} {variable}\n"))
+        return number
 
     def release_mark(self, number: int) -> None:
         """Let go of those."""
-        with self._lock:
-            if self._marks.pop(number, None) is not None:
-                self._tell(f"u {number}\n")
+        if self._marks.pop(number, None) is not None:
+            self._do(partial(self._tell, f"u {number}\n"), wait=False)
 
     def close(self) -> None:
         """End the watcher. What nobody has let go of is ended as it would be with the host. Safe to call twice."""
-        with self._lock:
-            watcher = self._watcher
-            if (self._groups or self._folders or self._marks) and watcher is not None and self._tell("end\n"):
-                watcher.wait()
-            self._groups.clear()
-            self._folders.clear()
-            self._marks.clear()
-            self._end()
+        self._do(self._finish)
+
+    # -- working off what was asked for
+
+    def _do(self, work: Callable[[], object], *, wait: bool = True) -> None:
+        """Do `work` after what was asked for before it.
+
+        :param wait: until it is done, unless this very thread is at it; otherwise whoever is does it.
+        :raises OSError: it could not be done.
+        """
+        failures: list[OSError] = []
+        self._asked.append(partial(_try, work, failures))
+        if wait:
+            self._work_off(blocking=True)
+        # Looked at again after the lock was let go: whoever found it held has left something behind.
+        while self._asked and self._work_off(blocking=False):
+            pass
+        if wait and failures:
+            raise failures[0]
+
+    def _work_off(self, *, blocking: bool) -> bool:
+        with held:  # an interrupt must not lose what another thread has asked for
+            if not self._lock.acquire(blocking=blocking):
+                return False
+            try:
+                if self._busy:
+                    return False
+                self._busy = True
+                try:
+                    while self._asked:
+                        self._asked.popleft()()
+                finally:
+                    self._busy = False
+            finally:
+                self._lock.release()
+        return True
+
+    def _have_one(self) -> None:
+        if self._watcher is None or self._watcher.poll() is not None:
+            self._replace()
+
+    def _finish(self) -> None:
+        watcher = self._watcher
+        if (self._groups or self._folders or self._marks) and watcher is not None and self._tell("end\n"):
+            import subprocess
+
+            with suppress(subprocess.TimeoutExpired):  # somebody has stopped it
+                watcher.wait(_PATIENCE)
+        self._groups.clear()
+        self._folders.clear()
+        self._marks.clear()
+        self._end()
 
     def _replace(self) -> None:
         import subprocess
@@ -203,11 +257,11 @@ class Lifeline:
             env={"PATH": os.defpath},
             **platforms.own_session(),
         )
-        for group in self._groups:
+        for group in self._groups.copy():
             self._tell(f"+ {group}\n")
-        for number, path in self._folders.items():
+        for number, path in self._folders.copy().items():
             self._tell(f"f {number} {path}\n")
-        for number, variable in self._marks.items():
+        for number, variable in self._marks.copy().items():
             self._tell(f"m {number} {variable}\n")
 
     def _tell_or_replace(self, line: str) -> None:
@@ -234,7 +288,7 @@ class Lifeline:
 
     def _let_go_in_child(self) -> None:
         """In a forked child: drop the copy of the pipe, which would keep the watcher waiting after the host's end."""
-        self._lock = threading.Lock()
+        self._begin_anew()
         watcher, self._watcher = self._watcher, None
         self._groups, self._folders, self._marks = set(), {}, {}
         if watcher is not None:
@@ -243,22 +297,29 @@ class Lifeline:
                 watcher.stdin.close()
 
 
+def _try(work: Callable[[], object], failures: list[OSError]) -> None:
+    try:
+        work()
+    except OSError as error:
+        failures.append(error)
+
+
 class SharedLifeline:
     """One lifeline for all who have none of their own: there is a watcher for as long as somebody uses it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come through here amid anything
         self._lifeline: Lifeline | None = None
         self._users = 0
         after_fork(self, SharedLifeline._forget_in_child)
 
     def join(self) -> Lifeline:
         """The lifeline, until `leave`."""
+        made = Lifeline() if self._lifeline is None else None
         with self._lock:
-            if self._lifeline is None:
-                self._lifeline = Lifeline()
+            lifeline = self._lifeline = self._lifeline or made or Lifeline()
             self._users += 1
-            return self._lifeline
+            return lifeline
 
     def leave(self, lifeline: Lifeline) -> None:
         """Give back what `join` returned, having let go of everything that it guarded; the last one ends it."""
@@ -266,12 +327,13 @@ class SharedLifeline:
             if lifeline is not self._lifeline:
                 return  # a forked child's copy of its parent's, which it has let go of
             self._users -= 1
-            if not self._users:
-                self._lifeline = None
-                lifeline.close()
+            if self._users:
+                return
+            self._lifeline = None
+        lifeline.close()
 
     def _forget_in_child(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._lifeline = None
         self._users = 0
 
