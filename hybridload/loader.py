@@ -311,7 +311,8 @@ class Loader:
         # Nobody has an object of it any more: each holds the loader.
         if getattr(self, "_closed", True) or ending():
             return
-        if not self._config_file and not any(plugin.runs_elsewhere for plugin in self._loaded.values()):
+        # One that has failed over has no process, and a thread that is about to start one again.
+        if not self._host.loop.started and not any(plugin.runs_elsewhere for plugin in self._loaded.values()):
             return
         words = f"{self!r} was dropped without close(): its plugins end now"
         warnings.warn(words, ResourceWarning, stacklevel=2, source=self)

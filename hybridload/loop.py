@@ -72,6 +72,11 @@ class Loop:
         finally:
             self._starting.release()
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a thread of it."""
+        return self._thread is not None
+
     def at(self, key: str, when: float, work: Work) -> None:
         """Do `work` at a time of `time.monotonic`, in place of what was due for the key; when that was due earlier, at
         that time. Work looks at what there is to do: it may come too early, but nobody may put it off.

@@ -12,25 +12,32 @@ import pytest
 from hybridload.goplugin.lifeline import Lifeline
 
 HOST = """
-import faulthandler, gc, random, signal, subprocess, sys, threading, time
+import faulthandler, gc, queue, random, signal, subprocess, sys, threading, time
 from hybridload.goplugin.lifeline import Lifeline
 
 faulthandler.dump_traceback_later(20, exit=True)
-line, interrupted = Lifeline(), []
+line, interrupted, asked = Lifeline(), [], queue.SimpleQueue()
 
 def use(*_):
     # As a client that is killed here: another thread lets go of its process, and is waited for.
-    number = line.guard_folder("/nonexistent/other")
-    thread = threading.Thread(target=line.release_folder, args=(number,))
-    thread.start()
-    thread.join()
+    number, done = line.guard_folder("/nonexistent/other"), threading.Lock()
+    done.acquire()
+    asked.put((number, done))
+    done.acquire()
     interrupted.append(number)
+
+def let_go():
+    while True:
+        number, done = asked.get()
+        line.release_folder(number)
+        done.release()
 
 class Cycle:
     def __init__(self):
         self.itself = self
     __del__ = use
 
+threading.Thread(target=let_go, daemon=True).start()
 signal.signal(signal.SIGALRM, use)
 ends = time.monotonic() + 2
 while time.monotonic() < ends:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,30 @@ def test_a_client_that_is_dropped_ends_its_plugin_once_its_objects_are_gone_as_w
     gc.collect()
     assert "dropped without kill()" in str(recwarn.pop(ResourceWarning).message)
     wait_until(nothing_runs([pid]))
+
+
+def test_a_loader_that_is_dropped_when_it_has_failed_over_starts_nothing_any_more(
+    config: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    thread, watcher = _failed_over(Loader(config=config))
+    gc.collect()
+    assert "dropped without close()" in str(recwarn.pop(ResourceWarning).message)
+    wait_until(lambda: not thread.is_alive() and watcher.poll() is not None)
+
+
+def _failed_over(loader: Loader) -> tuple[threading.Thread, subprocess.Popen[bytes]]:
+    """What is left to a loader whose plugin runs in-process by now, because its process was killed too often."""
+    loader.load("python", isolation=["subprocess", "in-process"])
+    while (pid := loader.status("python").pid) != os.getpid():
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: loader.status("python").pid not in (pid, None))
+    assert loader.status("python").next_retry is not None
+    wait_until(lambda: not loader._loaded["python"].runs_elsewhere)
+    thread, watcher = loader._host.loop._thread, loader._host.lifeline._watcher
+    assert thread is not None
+    assert watcher is not None
+    return thread, watcher
 
 
 def test_a_loader_that_is_dropped_with_nothing_to_end_says_nothing(
