@@ -77,6 +77,14 @@ entry_point = "self_sdk:Slow"
 isolation = "subprocess"
 [plugins.recursive]
 entry_point = "self_sdk:Recursive"
+[plugins.forked]
+entry_point = "self_sdk:Worker"
+isolation = "subprocess"
+prefork = true
+[plugins.forked_too]
+entry_point = "self_sdk:Worker"
+isolation = "subprocess"
+prefork = true
 """
 BEGINNING = """
 import faulthandler, gc, os, signal, sys, threading, time
@@ -164,6 +172,27 @@ def test_a_callback_may_use_the_loader(folder: Path, name: str, how: str, monkey
         ]
     else:
         assert told.split("\n") == ["switch: None", "load: None", "reload: None", "close: None", ""]
+
+
+AMID_A_FORK = """
+    from hybridload.goplugin.prefork import host
+    ask = host._Server.ask
+    def interrupted(*args, **kwargs):
+        host._Server.ask = ask
+        signal.raise_signal(signal.SIGALRM)
+        return ask(*args, **kwargs)
+    host._Server.ask = interrupted
+    signal.signal(signal.SIGALRM, lambda *_: print(attempt(lambda: loader.load("forked_too").echo("handler"))))
+    print(attempt(lambda: loader.load("forked").echo("outer")))
+    print(loader.load("forked_too").echo("again"))
+    attempt(loader.close)
+    import psutil
+    assert not psutil.Process().children()
+"""
+
+
+def test_a_handler_may_start_a_plugin_while_the_fork_server_is_being_asked_for_another(folder: Path) -> None:
+    assert run(folder, AMID_A_FORK).split() == ["handler", "outer", "again"]
 
 
 IN_HANDLER = """

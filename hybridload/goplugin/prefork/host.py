@@ -3,7 +3,8 @@
 A plugin is forked unless it asks for what a forked process cannot have; it is started by itself then, as without a fork
 server. That is so where its environment differs from the fork server's in a variable that an interpreter reads when it
 starts (`PYTHON…`, `LC_…`, `LANG`, `LD_…` and the like), where the host is another one than it was when it started the
-fork server (it has dropped privileges, say), and on systems other than Linux.
+fork server (it has dropped privileges, say), where a signal handler or a finalizer that has interrupted a request asks
+for it, and on systems other than Linux.
 
 Threads: one lock, held for one request and its reply, and while the fork server starts. There is no thread. A reply
 that does not come in time, or whose wait is interrupted, is the end of the fork server: coming later, it would be taken
@@ -20,8 +21,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from hybridload import platforms
@@ -57,7 +58,9 @@ class ForkServer:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, for a signal handler or a finalizer that interrupts a request: `_busy` tells it.
+        self._lock = threading.RLock()
+        self._busy = False
         self._server: _Server | None = None
         after_fork(self, ForkServer._let_go_in_child)
 
@@ -79,13 +82,15 @@ class ForkServer:
         """
         from hybridload.goplugin.process import start_error, start_program
 
-        if not platforms.has_fork_server() or not self._fits(spec.env):
-            return start_program(spec, name)
-        try:
-            with ExitStack() as stack:
-                return self._fork(spec, name, lifeline, stack, timeout or _START_TIMEOUT)
-        except OSError as error:
-            raise start_error(error, spec, name) from error
+        if platforms.has_fork_server() and self._fits(spec.env):
+            try:
+                with ExitStack() as stack:
+                    return self._fork(spec, name, lifeline, stack, timeout or _START_TIMEOUT)
+            except OSError as error:
+                raise start_error(error, spec, name) from error
+            except _Interrupted:
+                pass
+        return start_program(spec, name)
 
     def close(self) -> None:
         """End the fork server. Safe to call twice."""
@@ -128,22 +133,19 @@ class ForkServer:
     ) -> tuple[_Server, dict[str, Any]]:
         ends = time.monotonic() + timeout
         why = _Gone("is busy with another plugin")
-        if self._lock.acquire(timeout=timeout):
-            try:
-                # One that was killed a moment ago is found out by asking it.
-                for _ in range(2):
-                    server = self._current(lifeline)
-                    try:
-                        return server, server.ask(request, descriptors, timeout=max(0.001, ends - time.monotonic()))
-                    except BaseException as error:
-                        self._drop()
-                        if not isinstance(error, _Gone):
-                            raise
-                        why = error
-                    if time.monotonic() >= ends:
-                        break
-            finally:
-                self._lock.release()
+        with self._turn(timeout) as has_turn:
+            # One that was killed a moment ago is found out by asking it.
+            for _ in range(2 if has_turn else 0):
+                server = self._current(lifeline)
+                try:
+                    return server, server.ask(request, descriptors, timeout=max(0.001, ends - time.monotonic()))
+                except BaseException as error:
+                    self._drop()
+                    if not isinstance(error, _Gone):
+                        raise
+                    why = error
+                if time.monotonic() >= ends:
+                    break
         if time.monotonic() >= ends:
             raise StartTimeout(
                 f"Plugin {name!r} was not forked within {timeout:.3g} s: the fork server {why}. Give it a longer "
@@ -155,6 +157,26 @@ class ForkServer:
             "prefork = false.",
             plugin=name,
         ) from why
+
+    @contextmanager
+    def _turn(self, timeout: float) -> Iterator[bool]:
+        """Hold the lock, if it is to be had within `timeout` seconds; yields whether it is held.
+
+        :raises _Interrupted: this very thread is amid a request.
+        """
+        if not self._lock.acquire(timeout=timeout):
+            yield False
+            return
+        try:
+            if self._busy:
+                raise _Interrupted
+            self._busy = True
+            try:
+                yield True
+            finally:
+                self._busy = False
+        finally:
+            self._lock.release()
 
     def _current(self, lifeline: Lifeline) -> _Server:
         # One that somebody has stopped answers nobody, for as long as that pleases them.
@@ -171,10 +193,14 @@ class ForkServer:
 
     def _let_go_in_child(self) -> None:
         """In a forked child: the fork server is the parent's, and must see the end of the socket when that ends."""
-        self._lock = threading.Lock()
+        self._lock, self._busy = threading.RLock(), False
         server, self._server = self._server, None
         if server is not None:
             server.let_go()
+
+
+class _Interrupted(Exception):
+    """Whoever asks has interrupted another request on its own thread, which will be answered when it has returned."""
 
 
 class _Gone(Exception):
