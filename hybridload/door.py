@@ -306,14 +306,19 @@ class Door:
         return self._absence(f"and was not back within {PATIENCE:g} s")
 
 
-def slots(service: Service, kind: str, door: Door) -> Methods:
-    """The methods of a plugin's object: each call goes through the door."""
-    return {
-        method.name: named_after(
-            method, service, _SLOTS[method.kind in _STREAMS, method.is_async](door, kind, method, service)
-        )
-        for method in service.methods
-    }
+class Slots(dict[str, Callable[..., Any]]):
+    """The methods of a plugin's object: each call goes through the door.
+
+    :param holder: lives as long as any of them, and as long as a stream that one of them has begun.
+    """
+
+    def __init__(self, service: Service, kind: str, door: Door, holder: object = None) -> None:
+        super().__init__()
+        for method in service.methods:
+            make = _SLOTS[method.kind in _STREAMS, method.is_async]
+            slot: Any = named_after(method, service, make(door, kind, method, service, holder))
+            slot.__hybridload_holder__ = holder
+            self[method.name] = slot
 
 
 def _arrival() -> Future[None]:
@@ -336,7 +341,7 @@ def _tries(method: Method, service: Service) -> int:
     return TRIES if is_idempotent(getattr(service.interface, method.name)) else 1
 
 
-def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+def _call(door: Door, kind: str, method: Method, service: Service, holder: object) -> Callable[..., Any]:
     name, tries = method.name, _tries(method, service)
     enter = door.enter_now
 
@@ -364,7 +369,7 @@ def _call(door: Door, kind: str, method: Method, service: Service) -> Callable[.
     return call
 
 
-def _async_call(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+def _async_call(door: Door, kind: str, method: Method, service: Service, holder: object) -> Callable[..., Any]:
     name, tries = method.name, _tries(method, service)
 
     async def call(*args: Any, **kwargs: Any) -> Any:
@@ -393,39 +398,39 @@ def _async_call(door: Door, kind: str, method: Method, service: Service) -> Call
     return call
 
 
-def _stream(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+def _stream(door: Door, kind: str, method: Method, service: Service, holder: object) -> Callable[..., Any]:
     name = method.name
 
     def call(*args: Any, **kwargs: Any) -> Any:
         until = door.deadline()
         permit = door.enter_now()
         if permit is not None:
-            return _opened(door, permit, kind, name, args, kwargs, CountedStream)
+            return _opened(door, permit, kind, name, args, kwargs, CountedStream, holder)
         permit = door.enter(until)
         with ending_at(until):
-            return _opened(door, permit, kind, name, args, kwargs, CountedStream)
+            return _opened(door, permit, kind, name, args, kwargs, CountedStream, holder)
 
     return call
 
 
-def _async_stream(door: Door, kind: str, method: Method, service: Service) -> Callable[..., Any]:
+def _async_stream(door: Door, kind: str, method: Method, service: Service, holder: object) -> Callable[..., Any]:
     name = method.name
 
     def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         permit = door.enter_now()
         if permit is not None:
-            return _opened(door, permit, kind, name, args, kwargs, CountedAsyncStream)  # type: ignore[no-any-return]
-        return _async_items(door, kind, name, args, kwargs)
+            return _opened(door, permit, kind, name, args, kwargs, CountedAsyncStream, holder)  # type: ignore[no-any-return]
+        return _async_items(door, kind, name, args, kwargs, holder)
 
     return call
 
 
 async def _async_items(
-    door: Door, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    door: Door, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], holder: object
 ) -> AsyncIterator[Any]:
     until = door.deadline()
     permit = await door.enter_async(until)
-    stream = _opened(door, permit, kind, name, args, kwargs, CountedAsyncStream)
+    stream = _opened(door, permit, kind, name, args, kwargs, CountedAsyncStream, holder)
     try:
         with ending_at(until):  # the call is made when its first item is asked for
             item = await anext(stream, _END)
@@ -437,7 +442,14 @@ async def _async_items(
 
 
 def _opened(
-    door: Door, permit: Permit, kind: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], counted: Any
+    door: Door,
+    permit: Permit,
+    kind: str,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    counted: Any,
+    holder: object,
 ) -> Any:
     """Begin a stream, which is in flight until it ends."""
     try:
@@ -447,11 +459,11 @@ def _opened(
         if isinstance(error, PluginCrashed):
             door.crashed(permit.place)
         raise
-    leave = permit.leave
+    awaited: set[Permit] = set()
     if counted is CountedAsyncStream:
         awaited = door.awaited()
         awaited.add(permit)
-        leave = functools.partial(_leave, permit, awaited)
+    leave = functools.partial(_leave, permit, awaited, holder)
     when_done = getattr(stream, "add_done_callback", None)
     if when_done is None:
         return counted(stream, leave)
@@ -459,14 +471,14 @@ def _opened(
     return stream
 
 
-def _leave(permit: Permit, awaited: set[Permit]) -> None:
+def _leave(permit: Permit, awaited: set[Permit], holder: object) -> None:
     awaited.discard(permit)
     permit.leave()
 
 
 _END = object()
 _STREAMS = (Kind.SERVER_STREAM, Kind.BIDI)
-_SLOTS: Mapping[tuple[bool, bool], Callable[[Door, str, Method, Service], Callable[..., Any]]] = {
+_SLOTS: Mapping[tuple[bool, bool], Callable[[Door, str, Method, Service, object], Callable[..., Any]]] = {
     (False, False): _call,
     (False, True): _async_call,
     (True, False): _stream,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hybridload.config import Chain, Isolation, PluginSettings
 from hybridload.contract import Contract
-from hybridload.door import Door, slots
+from hybridload.door import Door, Slots
 from hybridload.drain import Gate
 from hybridload.errors import (
     Attempt,
@@ -209,11 +209,11 @@ class LoadedPlugin:
         self._given = False
         self._place: _Place | None = None
         self._leaving: list[_Place] = []
-        # In the order of loading. Their objects belong to whoever has them: each holds the loader, which threads that
-        # know this plugin must not.
+        # In the order of loading. Their objects belong to whoever has them: each holds the loader, as its methods do,
+        # which threads that know this plugin must not.
         self._kinds: dict[str, None] = {}
         self._handles: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        self._slots: dict[str, Methods] = {}
+        self._slots: weakref.WeakValueDictionary[str, Slots] = weakref.WeakValueDictionary()
         self._restarts = 0
         self._attempts: tuple[Attempt, ...] = ()
         self._last_error: Exception | None = None
@@ -922,27 +922,29 @@ class LoadedPlugin:
     def _handle(self, kind: str, holder: object) -> Any:
         handle = self._handles.get(kind)
         if handle is None:
-            handle = self._handles[kind] = self._new_handle(kind, functools.partial(self._describe, holder))
+            handle = self._handles[kind] = self._new_handle(kind, holder)
             self._kinds[kind] = None
         return handle
 
-    def _new_handle(self, kind: str, describe: Callable[[], str]) -> Any:
+    def _new_handle(self, kind: str, holder: object) -> Any:
         assert self._place is not None
         place = self._place
         if kind not in place.methods:
             place.methods[kind] = self._methods(place, kind)
         contract = self._contract(kind)
         if contract is None:
+            describe = functools.partial(self._describe, holder)
             return stand_in(type(place.methods[kind]), functools.partial(self._made, kind), describe)
         service = contract.complete()
-        self._slots[kind] = slots(service, kind, self._door)
-        now = place.methods[kind] if self._is_direct(place) else self._slots[kind]
-        return new_handle(handle_class(service), now, describe)
+        slots = self._slots[kind] = Slots(service, kind, self._door, holder)
+        now = place.methods[kind] if self._is_direct(place) else slots
+        # The object holds its slots, also while others are in use.
+        return new_handle(handle_class(service), now, functools.partial(self._describe, (holder, slots)))
 
     def _bind(self, kind: str, place: _Place) -> None:
-        handle = self._handles.get(kind)
-        if handle is not None and kind in self._slots:
-            rebind(handle, place.methods[kind] if self._is_direct(place) else self._slots[kind])
+        handle, slots = self._handles.get(kind), self._slots.get(kind)
+        if handle is not None and slots is not None:
+            rebind(handle, place.methods[kind] if self._is_direct(place) else slots)
 
     def _made(self, kind: str) -> Any:
         """What a hand-written plugin's half made for the process that runs; waits for one as a call does."""
@@ -999,8 +1001,9 @@ class LoadedPlugin:
 
         self._door.refuse(error)
         for kind, handle in self._handles.items():
-            if kind in self._slots:
-                rebind(handle, dict.fromkeys(self._slots[kind], refused))
+            slots = self._slots.get(kind)
+            if slots is not None:
+                rebind(handle, dict.fromkeys(slots, refused))
 
     def _unusable(self) -> Exception:
         due = self._supervisor.due

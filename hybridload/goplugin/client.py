@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from hybridload import platforms
-from hybridload.contract import Contract
+from hybridload.contract import Contract, Kind
 from hybridload.deadlines import check_seconds
 from hybridload.errors import (
     ConfigError,
@@ -60,6 +60,7 @@ from hybridload.limits import Limits, given_max_message
 if TYPE_CHECKING:
     import ssl
 
+    from hybridload.contract import Service
     from hybridload.goplugin.certificates import Certificate
     from hybridload.goplugin.grpc.engine import Endpoint
     from hybridload.goplugin.streams.base import Listener, Stream
@@ -333,7 +334,8 @@ class Client:
         if not isinstance(contract, Contract):
             _hold(self, made)
             return made
-        return new_handle(handle_class(contract.complete()), made, self.__str__)
+        service = contract.complete()
+        return new_handle(handle_class(service), _holding(self, service, made), self.__str__)
 
     def dispense_methods(self, kind: str) -> Methods:
         """The bare callables behind `dispense`, by method name, for whoever has an object to put them in."""
@@ -1038,6 +1040,30 @@ def _hold(client: Client, made: object) -> None:
         weakref.finalize(made, _nothing, client).atexit = False
     except TypeError:
         return  # nobody can tell when it is gone: the client has to be kept by whoever made it
+
+
+def _holding(client: Client, service: Service, methods: Methods) -> Methods:
+    """Methods that keep the client, each by itself, as a stream that one of them has begun does until it ends."""
+    held: dict[str, Callable[..., Any]] = {}
+    for method in service.methods:
+        if (made := methods.get(method.name)) is None:
+            continue
+        streams = method.kind in (Kind.SERVER_STREAM, Kind.BIDI)
+        held[method.name] = slot = _beginning(client, made) if streams else made
+        slot.__hybridload_holder__ = client  # type: ignore[attr-defined]
+    return held
+
+
+def _beginning(client: Client, made: Callable[..., Any]) -> Callable[..., Any]:
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        stream = made(*args, **kwargs)
+        stream.add_done_callback(partial(_nothing, client))
+        return stream
+
+    begin.__dict__.update(made.__dict__)
+    for name in ("__name__", "__qualname__", "__doc__", "__module__"):
+        setattr(begin, name, getattr(made, name))
+    return begin
 
 
 def _nothing(client: Client) -> None:
