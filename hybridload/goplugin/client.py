@@ -213,9 +213,9 @@ class Client:
         self._log_lines = LogReader(log_buffer_size)
         self._last_words = LastWords()
         # Held by the one thread that starts or kills; `_closing` reaches a start that is still waiting.
-        # Reentrant, for a signal handler that interrupts that: `_busy` tells it.
+        # Reentrant, for a signal handler that interrupts that: `_busy`, the thread that does so, tells it.
         self._lock = threading.RLock()
-        self._busy = False
+        self._busy: int | None = None
         # What the process needs for as long as it runs: a copy of a program out of a zipped package.
         self._resources = ExitStack()
         self._closing = threading.Event()
@@ -310,7 +310,7 @@ class Client:
             if ending():
                 raise PluginClosed(f"Plugin {self.name!r} cannot start: the interpreter is ending.", plugin=self.name)
             at_exit(self, Client._exit)
-            self._busy = True
+            self._busy = threading.get_ident()
             try:
                 self._start()
             except BaseException as error:
@@ -320,7 +320,7 @@ class Client:
                     raise
                 raise start_failed(error, self.name) from error
             finally:
-                self._busy = False
+                self._busy = None
 
     def dispense(self, kind: str) -> Any:
         """An object whose methods run in the plugin; for a hand-written plugin, what its client half returns.
@@ -372,11 +372,11 @@ class Client:
     def _end_alone(self) -> None:
         """With the lock: end it, unless this interrupts one who starts or ends it on the same thread and will."""
         if not self._busy:
-            self._busy = True
+            self._busy = threading.get_ident()
             try:
                 self._end()
             finally:
-                self._busy = False
+                self._busy = None
 
     def _exit(self) -> None:
         """At the interpreter's end: kill it, unless it is to live on, and let go of it."""
@@ -1121,11 +1121,25 @@ _managed: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
 def cleanup_clients() -> None:
-    """Kill every client that was made with ``managed=True``, side by side, and wait until all are gone."""
-    threads = [threading.Thread(target=client.kill, name="hybridload cleanup") for client in list(_managed)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    """Kill every client that was made with ``managed=True``, side by side, and wait until all are gone.
+
+    In a signal handler that interrupts the start or the end of one on the same thread, that one sees to itself.
+    """
+    here, others = list[Client](), list[threading.Thread]()
+    for client in list(_managed):
+        if client._busy == threading.get_ident():  # another thread would wait for this one
+            here.append(client)
+            continue
+        thread = threading.Thread(target=client.kill, name="hybridload cleanup")
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):  # there is none to be had
+            here.append(client)
+        else:
+            others.append(thread)
+    for client in here:
+        client.kill()
+    for thread in others:
         thread.join()
 
 
