@@ -13,9 +13,10 @@ the plugin has a `call_timeout`: then its calls are held to the caller's deadlin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 from hybridload.errors import CallTimeout, ConfigError
 
@@ -105,6 +106,27 @@ class _Ending:
 
 
 _NO_DEADLINE = nullcontext()
+
+
+def whole_in_time(call: Callable[..., Any], timeout: Callable[[], float | None], is_async: bool) -> Callable[..., Any]:
+    """A call that does more than to ask and to wait for the answer, as to dial an object that it got: all of it is held
+    to the time that it may take.
+
+    :param timeout: seconds that a call which begins now may take.
+    """
+    if is_async:
+
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            with ending_at(end_of_calls(timeout())):
+                return await call(*args, **kwargs)
+
+        return call_async
+
+    def call_now(*args: Any, **kwargs: Any) -> Any:
+        with ending_at(end_of_calls(timeout())):
+            return call(*args, **kwargs)
+
+    return call_now
 
 
 def limited(timeout: float | None, plugin: str) -> float | None:

@@ -203,11 +203,12 @@ class MultiplexedTransport:
 
     def open(self, timeout: float | None = None) -> Stream:
         patience = _ACCEPTANCE if timeout is None else min(timeout, _ACCEPTANCE)
+        deadline = time.monotonic() + patience
         stream = self._session.open(patience)
         # Go hosts accept for several ids at once, and a stream is for whoever comes first: before the next one is
         # knocked for, this one must be in its hands.
         try:
-            stream.wait_accepted(patience)
+            stream.wait_accepted(max(0.0, deadline - time.monotonic()))
         except BaseException:
             stream.close()
             raise

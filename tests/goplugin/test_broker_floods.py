@@ -198,7 +198,7 @@ def test_acknowledgements_that_nobody_asked_for_open_no_streams(
     monkeypatch.setattr(module, "PATIENCE", 1.0)
     opened = []
     real = MultiplexedTransport.open
-    monkeypatch.setattr(MultiplexedTransport, "open", lambda self: (opened.append(1), real(self))[1])
+    monkeypatch.setattr(MultiplexedTransport, "open", lambda self, timeout: (opened.append(1), real(self, timeout))[1])
     client = start("grpc", str(MANY), "acknowledgements", multiplex=True)
     assert client.dispense("greeter").greet() == "hello"
     broker = client._connection._broker  # type: ignore[union-attr]

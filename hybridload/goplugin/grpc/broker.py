@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hybridload.deadlines import end_of_calls
-from hybridload.errors import BrokerError
+from hybridload.errors import BrokerError, CallTimeout, PluginError
 from hybridload.frozen import frozen
 from hybridload.goplugin.addresses import AddressRefused
 from hybridload.goplugin.grpc import messages
@@ -57,6 +57,8 @@ _KNOCK_AGAIN = 0.01
 _READY = 0.002
 # go-plugin's words for an id whose listener is just being made (grpc_client_muxer.go).
 _NOT_YET = "no listener for id"
+_CLOSE = 0.001
+"""Seconds before a call's deadline that count as after it: clocks and timers are not that exact."""
 _LONGEST = 1024
 """Characters of a network and an address; those of a socket have about 100."""
 _BACKLOG = 256
@@ -145,17 +147,22 @@ class GRPCBroker:
 
         :returns: shaped as `grpc.Channel`.
         :raises BrokerError: nobody accepts the id within five seconds, or the broker is closed.
+        :raises CallTimeout: the deadline of the call that this is part of came first.
         """
-        opened = self._opener(service_id)
         # The first connection is made here, so that whoever dials learns at once when nobody answers.
         try:
-            first: list[Stream] = [opened()]
+            opened = self._opener(service_id)
+            first: list[Stream] = [opened(None)]
         except AddressRefused as error:
             raise BrokerError(
                 f"Plugin {self._name!r}: the offer of the brokered id {service_id} {error}.", plugin=self._name
             ) from error
+        except TimeoutError as error:
+            raise self._unanswered(service_id) from error
         channel = self.engine.channel(
-            Endpoint(lambda _: first.pop() if first else opened(), f"brokered id {service_id} of {self._name}"),
+            Endpoint(
+                lambda timeout: first.pop() if first else opened(timeout), f"brokered id {service_id} of {self._name}"
+            ),
             self._options,
         )
         return _Dialled(self, channel, first)
@@ -242,13 +249,14 @@ class GRPCBroker:
 
     # -- dialling
 
-    def _opener(self, service_id: int) -> Callable[[], Stream]:
+    def _opener(self, service_id: int) -> Callable[[float | None], Stream]:
+        """What opens a connection to an id, within so many seconds; without a number, as long as a dial may take."""
         if self._transport.multiplexed:
-            return lambda: self._knock(service_id)
+            return lambda timeout: self._knock(service_id, _until(timeout))
         info = self._await(lambda: self._offers.pop(service_id), _until())
         if info is None:
-            raise self._unanswered(service_id)
-        return lambda: self._transport.connect(info.network, info.address, PATIENCE)
+            raise TimeoutError("nobody offered it")
+        return lambda timeout: self._transport.connect(info.network, info.address, _left(_until(timeout)))
 
     def _take_offer(self, info: Any) -> None:
         """Called with the lock held."""
@@ -256,22 +264,25 @@ class GRPCBroker:
             self._offers.put(info.service_id, info)
             self._changed.notify_all()
 
-    def _knock(self, service_id: int) -> Stream:
-        deadline = _until()
-        with self._knocking:
+    def _knock(self, service_id: int, deadline: float) -> Stream:
+        if not self._knocking.acquire(timeout=_left(deadline)):  # others knock for ids that nobody accepts
+            raise TimeoutError(f"others knock, and the brokered id {service_id} had to wait")
+        try:
             while True:
                 answer = self._ask(service_id, deadline)
                 if answer is None:
-                    raise self._unanswered(service_id)
+                    raise TimeoutError(f"nobody accepts the brokered id {service_id}")
                 if not answer.error and answer.knock:
                     time.sleep(_READY)
-                    return self._transport.open()
+                    return self._transport.open(_left(deadline))
                 if not answer.error.startswith(_NOT_YET) or time.monotonic() + _KNOCK_AGAIN > deadline:
                     raise BrokerError(
                         f"Plugin {self._name!r}: the other side refused the brokered id {service_id}: {answer.error}.",
                         plugin=self._name,
                     )
                 time.sleep(_KNOCK_AGAIN)
+        finally:
+            self._knocking.release()
 
     def _ask(self, service_id: int, deadline: float) -> Any:
         """Knock and wait for the answer; `None` when none came. Called with `_knocking` held."""
@@ -295,7 +306,7 @@ class GRPCBroker:
             if not self._late or time.monotonic() >= deadline:
                 return False
             self._late -= 1
-        self._transport.open().close()
+        self._transport.open(_left(deadline)).close()
         return True
 
     def _take_answer(self, info: Any) -> None:
@@ -321,13 +332,19 @@ class GRPCBroker:
             return bool(value) or self._closed
 
         with self._changed:
-            self._changed.wait_for(arrived, max(0.0, deadline - time.monotonic()))
+            self._changed.wait_for(arrived, _left(deadline))
         if value:
             return value
         self._refuse_closed()
         return None
 
-    def _unanswered(self, service_id: int) -> BrokerError:
+    def _unanswered(self, service_id: int) -> PluginError:
+        if _left(_until()) < _CLOSE:
+            return CallTimeout(
+                f"Plugin {self._name!r}: nobody accepted the brokered id {service_id} within the time of the call that "
+                "it is part of (call_timeout, or the caller's deadline).",
+                plugin=self._name,
+            )
         return BrokerError(
             f"Plugin {self._name!r}: nobody accepts the brokered id {service_id}; waited {PATIENCE:g} s. "
             "The other side must accept an id within that time of handing it out.",
@@ -435,11 +452,18 @@ class GRPCBroker:
             self._owned.discard(closable)
 
 
-def _until() -> float:
-    """When a dial that begins now is given up: after `PATIENCE`, or with the deadline of the call it is part of."""
-    until = end_of_calls(PATIENCE)
+def _until(timeout: float | None = None) -> float:
+    """When a dial that begins now is given up: after `PATIENCE`, or with the deadline of the call it is part of.
+
+    :param timeout: seconds, where it may take less than that.
+    """
+    until = end_of_calls(PATIENCE if timeout is None else min(timeout, PATIENCE))
     assert until is not None
     return until
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 @frozen

@@ -232,7 +232,7 @@ class GRPCConnection:
                 return gone
             if code == "DEADLINE_EXCEEDED" and timeout is not None:
                 return CallTimeout(
-                    f"Plugin {self._name!r} did not answer within {timeout:g} s "
+                    f"Plugin {self._name!r} did not answer within {round(timeout, 3):g} s "
                     "(call_timeout, or the caller's deadline).",
                     plugin=self._name,
                 )

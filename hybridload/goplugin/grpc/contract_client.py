@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract import Kind
 from hybridload.contract.hints import has_reference
+from hybridload.deadlines import end_of_calls, ending_at, whole_in_time
 from hybridload.goplugin.threads import OutOfThreads, start_new_thread
 from hybridload.handle import named_after
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from hybridload.contract import Method, Objects, Service
     from hybridload.contract.wire import WireMethod
     from hybridload.goplugin.grpc.async_calls import AsyncMethod, AsyncResponses
+
+Decode = Callable[[bytes, "Objects | None"], Any]
 
 
 class CallContext(Protocol):
@@ -48,14 +51,16 @@ def contract_methods(
     :param objects: how values that are interfaces travel; `None` where they cannot.
     """
     wire = service.wire()
-    return {
-        method.name: named_after(
-            method,
-            service,
-            _STUBS[method.kind, method.is_async](channel, wire.methods[method.name], method, context, objects),
+
+    def stub(method: Method) -> Callable[..., Any]:
+        made: Callable[..., Any] = _STUBS[method.kind, method.is_async](
+            channel, wire.methods[method.name], method, context, objects
         )
-        for method in service.methods
-    }
+        if has_reference(method.result_shape) and method.kind not in (Kind.SERVER_STREAM, Kind.BIDI):
+            return whole_in_time(made, context.timeout, method.is_async)
+        return made
+
+    return {method.name: named_after(method, service, stub(method)) for method in service.methods}
 
 
 def _unary(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:
@@ -120,25 +125,39 @@ def _send_stream(channel: Any, method: Method) -> Callable[..., bytes]:
 def _server_stream(
     channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None
 ) -> Any:
-    send = channel.unary_stream(method.path)
+    send, decoder = channel.unary_stream(method.path), _item_decoder(wire, method)
 
     def call(*args: Any, **kwargs: Any) -> RemoteStream:
         request = wire.encode_arguments(args, kwargs, objects)
         timeout = context.timeout()
-        return RemoteStream(_opened(send, request, timeout, context), wire, context, objects, timeout)
+        return RemoteStream(_opened(send, request, timeout, context), decoder(timeout), context, objects, timeout)
 
     return call
 
 
 def _bidi_stream(channel: Any, wire: WireMethod, method: Method, context: CallContext, objects: Objects | None) -> Any:
-    send = channel.stream_stream(method.path)
+    send, decoder = channel.stream_stream(method.path), _item_decoder(wire, method)
 
     def call(*args: Any, **kwargs: Any) -> RemoteStream:
         requests = _Requests(wire.encode_argument_stream(args, kwargs, objects))
         timeout = context.timeout()
-        return RemoteStream(_opened(send, requests, timeout, context), wire, context, objects, timeout, requests)
+        opened = _opened(send, requests, timeout, context)
+        return RemoteStream(opened, decoder(timeout), context, objects, timeout, requests)
 
     return call
+
+
+def _item_decoder(wire: WireMethod, method: Method) -> Callable[[float | None], Decode]:
+    """Makes what decodes the items of a stream that may take so many seconds: objects are dialled in its time."""
+    decode: Decode = wire.decode_result
+    if not has_reference(method.result_shape):
+        return lambda timeout: decode
+
+    def adopt(until: float | None, chunk: bytes, objects: Objects | None) -> Any:
+        with ending_at(until):
+            return decode(chunk, objects)
+
+    return lambda timeout: functools.partial(adopt, end_of_calls(timeout))
 
 
 def _opened(send: Any, requests: Any, timeout: float | None, context: CallContext) -> Any:
@@ -202,14 +221,14 @@ class RemoteStream:
     def __init__(
         self,
         call: Any,
-        wire: WireMethod,
+        decode: Decode,
         context: CallContext,
         objects: Objects | None,
         timeout: float | None,
         requests: _Requests | None = None,
     ) -> None:
         self._call = call
-        self._wire = wire
+        self._decode = decode
         self._context = context
         self._objects = objects
         self._timeout = timeout
@@ -237,7 +256,7 @@ class RemoteStream:
             own = self._requests.error if self._requests is not None else None
             failure = own or self._context.translate(error, self._timeout, stream=True)
         else:
-            return self._wire.decode_result(chunk, self._objects)
+            return self._decode(chunk, self._objects)
         try:
             raise failure
         finally:
@@ -287,7 +306,7 @@ class AsyncRemoteStream:
     def __init__(
         self,
         open: Callable[[float | None], AsyncResponses],
-        decode: Callable[[bytes], Awaitable[Any]],
+        decode: Callable[[bytes, float | None], Awaitable[Any]],
         context: CallContext,
         requests: _AsyncRequests | None = None,
     ) -> None:
@@ -296,6 +315,7 @@ class AsyncRemoteStream:
         self._context = context
         self._requests = requests
         self._timeout: float | None = None
+        self._until: float | None = None
         self._responses: AsyncResponses | None = None
         self._pid = os.getpid()
         self._done = False
@@ -310,6 +330,7 @@ class AsyncRemoteStream:
         try:
             if self._responses is None:
                 self._timeout = self._context.timeout()
+                self._until = end_of_calls(self._timeout)
                 self._responses = self._open(self._timeout)
             response = await self._responses.__anext__()
         except self._context.rpc_error as error:
@@ -328,7 +349,7 @@ class AsyncRemoteStream:
             self._close()
             raise
         else:
-            return await self._decode(response)
+            return await self._decode(response, self._until)
         try:
             raise failure
         finally:
@@ -373,19 +394,22 @@ async def _explained(context: CallContext, error: Any, timeout: float | None, *,
         return explain()
 
 
-def _decoder(wire: WireMethod, method: Method, objects: Objects | None) -> Callable[[bytes], Awaitable[Any]]:
+def _decoder(
+    wire: WireMethod, method: Method, objects: Objects | None
+) -> Callable[[bytes, float | None], Awaitable[Any]]:
     decode = wire.decode_result
     if has_reference(method.result_shape):
 
-        async def adopted(response: bytes) -> Any:
+        async def adopted(response: bytes, until: float | None) -> Any:
             import asyncio
 
-            # An object is dialled, which may take seconds.
-            return await asyncio.to_thread(decode, response, objects)
+            with ending_at(until):
+                # An object is dialled, which may take seconds.
+                return await asyncio.to_thread(decode, response, objects)
 
         return adopted
 
-    async def decoded(response: bytes) -> Any:
+    async def decoded(response: bytes, until: float | None) -> Any:
         return decode(response, objects)
 
     return decoded
@@ -408,7 +432,7 @@ def _async_unary(channel: Any, wire: WireMethod, method: Method, context: CallCo
         except context.rpc_error as error:
             failure = await _explained(context, error, timeout)
         else:
-            return await decode(response)
+            return await decode(response, None)
         try:
             raise failure
         finally:
@@ -442,7 +466,7 @@ def _async_client_stream(
         except context.rpc_error as error:
             failure = requests.error or await _explained(context, error, timeout)
         else:
-            return await decode(response)
+            return await decode(response, None)
         try:
             raise failure
         finally:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from hybridload.deadlines import end_of_calls
-from hybridload.errors import BrokerError
+from hybridload.errors import BrokerError, CallTimeout
 from hybridload.goplugin.http2.workers import WorkersClosed
 from hybridload.goplugin.netrpc.client import NetRPCClient
 from hybridload.goplugin.netrpc.gob import Limits, Registry
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds that an id waits for its other half."""
 _DIAL_PATIENCE = PATIENCE + 1.0
+_LOOK = 0.005
 _ARRIVING = 256
 """Streams whose ids are waited for at once; further ones stay with the session, which keeps as many and no more."""
 
@@ -170,6 +171,7 @@ class MuxBroker:
         """A stream to what the other side accepts under an id of its own. The caller closes it.
 
         :raises BrokerError: nobody accepts the id within five seconds, or the session is over.
+        :raises CallTimeout: the deadline of the call that this is part of came first.
         """
         with self._changed:
             self._refuse_closed()
@@ -227,11 +229,19 @@ class MuxBroker:
         stream: Stream | None = None
         try:
             stream = self._session.open(max(0.0, deadline - time.monotonic()))
+            _await_room(stream, deadline)
             stream.send(_ID.pack(service_id))
             answer = _receive_id(stream, deadline)
         except (StreamError, TimeoutError) as error:
             if stream is not None:
                 stream.close()
+            end = end_of_calls(None)
+            if isinstance(error, TimeoutError) and end is not None and end <= deadline:
+                raise CallTimeout(
+                    f"Plugin {self._name!r}: nobody accepted the brokered id {service_id} within the time of the call "
+                    "that it is part of (call_timeout, or the caller's deadline).",
+                    plugin=self._name,
+                ) from error
             raise BrokerError(
                 f"Plugin {self._name!r}: the brokered id {service_id} cannot be reached: {error}. "
                 "The other side must accept an id within five seconds of handing it out.",
@@ -322,6 +332,18 @@ class MuxBroker:
 
     def _is_closed(self) -> BrokerError:
         return BrokerError(f"Plugin {self._name!r}: its broker is closed, as the plugin is.", plugin=self._name)
+
+
+def _await_room(stream: Stream, deadline: float) -> None:
+    """Wait until something can be sent without waiting for the other side to read.
+
+    :raises TimeoutError: that did not come in time.
+    """
+    while not stream.writable():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the other side does not read")
+        time.sleep(min(_LOOK, left))
 
 
 def _receive_id(stream: Stream, deadline: float) -> int:

@@ -201,7 +201,9 @@ class NetRPCConnection:
                     plugin=self._name,
                 )
             )
-        limit = "in time" if timeout is None else f"within {timeout:g} s (call_timeout, or the caller's deadline)"
+        limit = "in time"
+        if timeout is not None:
+            limit = f"within {round(timeout, 3):g} s (call_timeout, or the caller's deadline)"
         return CallTimeout(f"Plugin {self._name!r} did not answer {limit}.", plugin=self._name)
 
     # Calls of the protocol's own

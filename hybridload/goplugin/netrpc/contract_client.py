@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hybridload.contract.binding import binder
-from hybridload.contract.hints import misfit
+from hybridload.contract.hints import has_reference, misfit
+from hybridload.deadlines import whole_in_time
 from hybridload.goplugin.event_loop import settle_soon
+from hybridload.goplugin.netrpc import adopted
 from hybridload.goplugin.netrpc.client import NetRPCClient, PendingCall
 from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
 from hybridload.goplugin.netrpc.gob import GobError
@@ -49,12 +51,14 @@ def contract_methods(
     service: Service, client: NetRPCClient, conventions: Conventions, context: CallContext
 ) -> Mapping[str, Callable[..., Any]]:
     """One callable per method of `service`, named and documented as the method."""
+
+    def stub(travelling: Travelling) -> Callable[..., Any]:
+        method = travelling.method
+        made: Callable[..., Any] = (_async_unary if method.is_async else _unary)(client, travelling, context)
+        return whole_in_time(made, context.timeout, method.is_async) if has_reference(method.result_shape) else made
+
     return {
-        travelling.method.name: named_after(
-            travelling.method,
-            service,
-            (_async_unary if travelling.method.is_async else _unary)(client, travelling, context),
-        )
+        travelling.method.name: named_after(travelling.method, service, stub(travelling))
         for travelling in conventions.methods
     }
 
@@ -77,6 +81,8 @@ def _unary(client: NetRPCClient, travelling: Travelling, context: CallContext) -
             failure = context.translate(error, timeout)
         else:
             if reply.error is None and reply.mismatch is None:
+                if reply.undialled:
+                    adopted.dial(reply.undialled)
                 return reply.value
             failure = context.failed(reply, name)
         raise failure
@@ -106,6 +112,8 @@ def _async_unary(client: NetRPCClient, travelling: Travelling, context: CallCont
             failure = await asyncio.to_thread(context.translate, error, timeout)
         else:
             if reply.error is None and reply.mismatch is None:
+                if reply.undialled:
+                    await asyncio.to_thread(adopted.dial, reply.undialled)
                 return reply.value
             failure = context.failed(reply, name)
         raise failure

@@ -12,7 +12,8 @@ from typing import Any
 
 from hybridload.contract.hints import misfit
 from hybridload.goplugin.event_loop import EventLoop
-from hybridload.goplugin.netrpc.conventions import Conventions, Travelling
+from hybridload.goplugin.netrpc import adopted
+from hybridload.goplugin.netrpc.conventions import Arguments, Conventions, Travelling
 from hybridload.goplugin.netrpc.gob import GobError
 from hybridload.goplugin.netrpc.server import Behavior, Services
 
@@ -40,7 +41,7 @@ def contract_service(conventions: Conventions, implementation: object, loop: Eve
 
 
 def _run(travelling: Travelling, function: Callable[..., Any]) -> Callable[[Any], Any]:
-    unpack, reply = travelling.unpack, _reply(travelling)
+    unpack, reply = _dialled(travelling.unpack), _reply(travelling)
 
     def run(argument: Any) -> Any:
         args, kwargs = unpack(argument)
@@ -54,6 +55,22 @@ def _run(travelling: Travelling, function: Callable[..., Any]) -> Callable[[Any]
         return awaited(function(*args, **kwargs))
 
     return begin if travelling.method.is_async else run
+
+
+def _dialled(unpack: Callable[[Any], Arguments]) -> Callable[[Any], Arguments]:
+    """Objects in a map of arguments are found when it is unpacked."""
+
+    def unpack_and_dial(argument: Any) -> Arguments:
+        try:
+            arguments = unpack(argument)
+        except BaseException:
+            adopted.taken()
+            raise
+        if undialled := adopted.taken():
+            adopted.dial(undialled)
+        return arguments
+
+    return unpack_and_dial
 
 
 def _reply(travelling: Travelling) -> Callable[[Any], Any]:

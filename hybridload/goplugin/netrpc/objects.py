@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hybridload.goplugin.event_loop import EventLoop
 from hybridload.goplugin.in_flight import Lent
+from hybridload.goplugin.netrpc import adopted
 from hybridload.goplugin.netrpc.broker import MuxBroker
 from hybridload.goplugin.netrpc.contract_client import CallContext, contract_methods
 from hybridload.goplugin.netrpc.contract_server import contract_service
 from hybridload.goplugin.netrpc.conventions import Conventions
 from hybridload.goplugin.netrpc.failures import encode_failure
-from hybridload.handle import handle_class, new_handle
+from hybridload.handle import handle_class, new_handle, rebind
 
 if TYPE_CHECKING:
     from hybridload.contract import Contract
@@ -86,13 +87,10 @@ class MuxObjects:
         return service_id
 
     def adopt(self, service_id: int, contract: Contract[Any]) -> object:
-        """An object whose methods call what the other side serves.
-
-        :raises BrokerError: nobody accepts the id.
-        """
-        service = contract.complete()
-        methods = self.methods(service_id, contract)
-        return new_handle(handle_class(service), methods, lambda: f"id {service_id}")
+        """An object whose methods call what the other side serves. It has them when it is dialled: see `adopted`."""
+        handle = new_handle(handle_class(contract.complete()), {}, lambda: f"id {service_id}")
+        adopted.leave(lambda: rebind(handle, self.methods(service_id, contract)))
+        return handle
 
     def methods(self, service_id: int, contract: Contract[Any]) -> Any:
         """The bare callables behind `adopt`, by method name. The connection ends when nobody holds them any more."""

@@ -14,11 +14,12 @@ The texts of the server's own errors are those of Go's net/rpc, because callers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from hybridload.goplugin.message_limits import too_large
+from hybridload.goplugin.netrpc import adopted
 from hybridload.goplugin.netrpc.gob import (
     ANYTHING,
     NEED_DATA,
@@ -75,12 +76,14 @@ class Reply(NamedTuple):
     :param value: the reply, when there is no error.
     :param error: the text of the server's error.
     :param mismatch: why the reply could not be taken for what the call expects.
+    :param undialled: the objects in the value, for `adopted.dial`.
     """
 
     seq: int
     value: Any = None
     error: str | None = None
     mismatch: GobMismatch | None = None
+    undialled: Sequence[adopted.Dialling] = ()
 
 
 class _Expected(NamedTuple):
@@ -224,9 +227,12 @@ class RpcClient:
             return Reply(seq, error=error or None) if self._decoder.skip_value() else None
         try:
             value = self._decoder.next_value(expected.reply_type)
-        except GobMismatch as mismatch:
-            return Reply(seq, mismatch=mismatch)
-        return None if value is NEED_DATA else Reply(seq, value)
+        except BaseException as error:
+            adopted.taken()  # nobody gets the objects in half a value
+            if isinstance(error, GobMismatch):
+                return Reply(seq, mismatch=error)
+            raise
+        return None if value is NEED_DATA else Reply(seq, value, undialled=adopted.taken())
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +241,14 @@ class Call:
 
     :param service: e.g. ``"Plugin"``.
     :param method: e.g. ``"Greet"``.
+    :param undialled: the objects in the argument, for `adopted.dial`.
     """
 
     seq: int
     service: str
     method: str
     argument: Any = None
+    undialled: Sequence[adopted.Dialling] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +325,14 @@ class RpcServer:
             return Call(seq, service, method) if self._decoder.skip_value() else None
         try:
             argument = self._decoder.next_value(argument_type)
-        except GobTooLarge as large:
-            return Refusal(seq, service, method, too_large("SERVER", large.size, large.limit))
-        except GobMismatch as mismatch:
-            return Refusal(seq, service, method, str(mismatch))
-        return None if argument is NEED_DATA else Call(seq, service, method, argument)
+        except BaseException as error:
+            adopted.taken()  # nobody gets the objects in half a value
+            if isinstance(error, GobTooLarge):
+                return Refusal(seq, service, method, too_large("SERVER", error.size, error.limit))
+            if isinstance(error, GobMismatch):
+                return Refusal(seq, service, method, str(error))
+            raise
+        return None if argument is NEED_DATA else Call(seq, service, method, argument, adopted.taken())
 
     def _refusal(self, full_name: str) -> str:
         if "." not in full_name:

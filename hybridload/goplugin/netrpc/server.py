@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from hybridload.goplugin.http2.watchdog import Watchdog
 from hybridload.goplugin.http2.workers import Job, Workers, WorkersClosed
 from hybridload.goplugin.in_flight import InFlight
+from hybridload.goplugin.netrpc import adopted
 from hybridload.goplugin.netrpc.gob import ANYTHING, GobCorrupt, GobError, GoType, Limits, Registry
 from hybridload.goplugin.netrpc.gob.names import type_of
 from hybridload.goplugin.netrpc.rpc import Call, Received, Refusal, RpcServer
@@ -302,6 +303,8 @@ class ServerLink:
         awaited = False
         try:
             try:
+                if call.undialled:
+                    adopted.dial(call.undialled)
                 reply = behavior.run(call.argument)
                 if behavior.loop is not None:
                     self._await(call, behavior, behavior.loop, reply, count)

@@ -41,8 +41,8 @@ def test_a_stream_that_is_collected_in_the_middle_of_its_connection_ends_without
     call: Any = channel.unary_stream("/t.T/HangStream")(b"x")
     link, ended = call._call.link, threading.Event()
     context: Any = SimpleNamespace(rpc_error=(Exception,))
-    wire: Any = None
-    stream = RemoteStream(call, wire, context, None, None)
+    decode: Any = None
+    stream = RemoteStream(call, decode, context, None, None)
     stream.add_done_callback(ended.set)
     cycle: list[Any] = [stream]
     cycle.append(cycle)
