@@ -1,13 +1,13 @@
 """gRPC messages inside the body of a stream: a flag, four bytes of length, the message; maybe compressed.
 
 Pure. A message is joined once, from the pieces as they were received: what arrives in one piece is sliced out, and what
-arrives in many is never copied twice.
+arrives in many is not copied twice, unless it comes in crumbs or among much else.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from hybridload.goplugin.message_limits import too_large
 
@@ -16,6 +16,9 @@ from .status import Status, StatusCode
 PREFIX: Final = Struct(">BL")
 PREFIX_SIZE: Final = 5
 LARGEST_MESSAGE: Final = (1 << 32) - 1
+
+_SMALL: Final = 4096
+"""Bytes of a part, below which it is gathered with others: an object for each takes some hundred."""
 
 IDENTITY: Final = "identity"
 GZIP: Final = "gzip"
@@ -47,7 +50,18 @@ class MessageReader:
     :param receiver: ``"CLIENT"`` or ``"SERVER"``, for errors.
     """
 
-    __slots__ = ("_compressed", "_missing", "_parts", "_prefix", "encoding", "max_size", "receiver")
+    __slots__ = (
+        "_buffer",
+        "_compressed",
+        "_first",
+        "_missing",
+        "_parts",
+        "_prefix",
+        "_used",
+        "encoding",
+        "max_size",
+        "receiver",
+    )
 
     def __init__(self, max_size: int | None, receiver: str = "CLIENT") -> None:
         self.max_size = max_size
@@ -55,7 +69,11 @@ class MessageReader:
         self.encoding = IDENTITY
         """The peer's ``grpc-encoding``."""
         self._prefix = b""  # of a message whose length is not known yet
-        self._parts: list[bytes | memoryview] = []
+        self._parts: list[bytes | bytearray | memoryview] = []
+        # What the latest parts are views of, from which part on, and how much of it they are.
+        self._buffer: Any = None
+        self._first = 0
+        self._used = 0
         self._missing = 0  # of a message whose length is known
         self._compressed = 0
 
@@ -90,7 +108,7 @@ class MessageReader:
         while position < end:
             if self._missing:
                 piece = view[position : position + self._missing]
-                self._parts.append(piece)
+                self._keep(piece)
                 self._missing -= len(piece)
                 position += len(piece)
             else:
@@ -103,9 +121,29 @@ class MessageReader:
                 self._prefix = b""
                 self._check_size(self._missing)
             if not self._missing:
-                parts, self._parts = self._parts, []
+                parts, self._parts, self._buffer = self._parts, [], None
                 messages.append(self._finish(b"".join(parts)))
         return messages
+
+    def _keep(self, piece: memoryview) -> None:
+        """Keep a part of a message for not much more than its size, however the peer cut it up."""
+        if len(piece) < _SMALL:
+            last = self._parts[-1] if self._parts else None
+            if isinstance(last, bytearray):
+                last += piece
+            else:
+                self._parts.append(bytearray(piece))
+            return
+        if piece.obj is not self._buffer:
+            self._let_go_of_the_rest()
+            self._buffer, self._first, self._used = piece.obj, len(self._parts), 0
+        self._parts.append(piece)
+        self._used += len(piece)
+
+    def _let_go_of_the_rest(self) -> None:
+        """A buffer that is mostly about something else is not kept alive for the message's part of it."""
+        if self._buffer is not None and self._used * 2 < len(self._buffer):
+            self._parts[self._first :] = [b"".join(self._parts[self._first :])]
 
     def _check_size(self, size: int) -> None:
         if self.max_size is not None and size > self.max_size:

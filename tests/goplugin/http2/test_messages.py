@@ -142,3 +142,33 @@ def test_fields_of_any_length_survive_encoding(fields: list[tuple[bytes, bytes]]
 def test_names_from_the_static_table(index: int) -> None:
     ((_, value),) = BlockDecoder(1 << 16).decode(named(index, b"x" * 200)).headers
     assert value == b"x" * 200
+
+
+@pytest.mark.parametrize(("size", "buffer"), [(1, 1), (100, 100), (5000, 65536)])
+def test_a_message_takes_its_own_room_however_it_is_cut_up(size: int, buffer: int) -> None:
+    reader = MessageReader(None)
+    count = 1_000_000 // size
+    message = bytes(range(250)) * (count * size // 250)
+    reader.feed(bytes(1) + (len(message) + 1).to_bytes(4, "big"))
+    tracemalloc.start()
+    try:
+        for start in range(0, len(message), size):
+            piece = message[start : start + size]
+            assert not reader.feed(memoryview(piece + bytes(buffer - len(piece)))[: len(piece)])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * len(message)
+    assert reader.feed(b"!") == [message + b"!"]
+
+
+@given(st.lists(st.binary(max_size=10_000), max_size=4), st.lists(st.integers(1, 9_000), max_size=40))
+def test_messages_survive_being_cut_up(messages: list[bytes], cuts: list[int]) -> None:
+    wire = b"".join(map(framed, messages))
+    reader = MessageReader(None)
+    received = []
+    for cut in cuts:
+        received += reader.feed(memoryview(wire + b"x" * cut)[: min(cut, len(wire))])
+        wire = wire[cut:]
+    received += reader.feed(wire)
+    assert received == messages
