@@ -70,6 +70,9 @@ class LoopCall(LoopNews):
         self._task = self.loop.create_task(self._serve(serving))
         self._task.add_done_callback(lambda _: self._ended(made, serving))
 
+    def is_over(self) -> bool:
+        return self._call.over
+
     def notify_all(self) -> None:
         super().notify_all()
         if self._call.over:

@@ -313,6 +313,9 @@ class LoopCall(LoopNews):
         if self._link.connection.due:
             self._writer.flush_soon(self.loop)
 
+    def is_over(self) -> bool:
+        return self._call.is_over()
+
     def notify_all(self) -> None:
         super().notify_all()
         if self._call.status is None:

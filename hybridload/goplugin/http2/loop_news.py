@@ -25,6 +25,10 @@ class LoopNews:
         self._waiting.append(waiter)
         return waiter
 
+    def is_over(self) -> bool:
+        """Whether the call is over. Called with the link's lock held."""
+        raise NotImplementedError
+
     def notify_all(self) -> None:
         """There is news. Called on any thread, with the link's lock held."""
         waiting, self._waiting = self._waiting, []

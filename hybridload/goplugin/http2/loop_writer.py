@@ -103,18 +103,23 @@ class LoopWriter:
                     await waiter
                 else:
                     view = view[sent:]
-                    await self.drain(news.loop)
+                    await self.drain(news)
         return True
 
-    async def drain(self, loop: AbstractEventLoop) -> None:
-        """Wait while more is due than may be."""
+    async def drain(self, news: LoopNews) -> None:
+        """Wait while more is due than may be, but no longer than the call goes on: a peer may never read."""
         while self._handed:
             with self._lock, self._link.lock:
-                if not self._handed or self._link.connection.due_size < _BACKLOG:
+                if not self._handed or news.is_over() or self._link.connection.due_size < _BACKLOG:
                     return
-                waiter: Future[None] = loop.create_future()
+                waiter = news.expect()
                 self._waiting.append(waiter)
-            await waiter
+            try:
+                await waiter
+            finally:
+                with self._lock:
+                    if waiter in self._waiting:
+                        self._waiting.remove(waiter)
 
     def _flush_waiting(self) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 import sys
 import threading
 import warnings
@@ -14,15 +15,18 @@ from typing import Any
 
 import pytest
 
+from hybridload.goplugin.http2 import frames
 from hybridload.goplugin.http2.channel import Channel
+from hybridload.goplugin.http2.frames import Setting
 from hybridload.goplugin.http2.loop_channel import LoopCall
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.status import RpcError
 from hybridload.goplugin.streams.base import Stream
-from hybridload.goplugin.streams.sockets import connect
+from hybridload.goplugin.streams.sockets import SocketStream, connect
 
 from .conftest import Service, open_channel
 
+_STEP = 1 << 20
 ECHO, HANG = "/test.Service/Echo", "/test.Service/Hang"
 
 
@@ -165,6 +169,37 @@ def test_a_stream_of_which_nothing_is_asked_is_not_begun(ours: tuple[Server, str
 
     with open_channel(ours[1]) as channel:
         asyncio.run(host(channel))
+
+
+@pytest.mark.parametrize("way", ["answer", "stream"])
+def test_a_large_request_ends_with_its_deadline_though_the_server_that_grants_windows_never_reads(way: str) -> None:
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+
+    def grant() -> None:
+        theirs.sendall(frames.settings({int(Setting.INITIAL_WINDOW_SIZE): _STEP}))
+        theirs.sendall(frames.window_update(0, frames.LARGEST_WINDOW - frames.DEFAULT_WINDOW))
+        while not stop.wait(0.02):
+            theirs.sendall(frames.window_update(1, _STEP))
+
+    async def call(channel: Channel) -> None:
+        method = channel.on_loops(ECHO)
+        async with asyncio.timeout(20):
+            if way == "answer":
+                await method.answer(bytes(64 << 20), timeout=0.5)
+            else:
+                await anext(method.stream(bytes(64 << 20), timeout=0.5))
+
+    granting = threading.Thread(target=grant)
+    with theirs, Channel(lambda _: SocketStream(ours, "a server that never reads")) as channel:
+        granting.start()
+        try:
+            with pytest.raises(RpcError) as failed:
+                asyncio.run(call(channel))
+        finally:
+            stop.set()
+            granting.join()
+    assert failed.value.code().name == "DEADLINE_EXCEEDED"
 
 
 def _ignore(call: Callable[[bytes], Any]) -> Callable[[], None]:
