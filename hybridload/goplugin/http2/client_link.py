@@ -165,7 +165,7 @@ class ClientLink(Link):
         :raises ConnectionClosed: the connection takes no more calls; nothing was sent.
         """
         connection = self.connection
-        stream_id = 0
+        stream_id, sent = 0, False
         if not connection.settings_seen and not self._shake_hands(call):
             return
         self._unproven += len(block) + len(message)
@@ -190,12 +190,13 @@ class ClientLink(Link):
                             self._reading = True
                     if stream_id:
                         self.stream.send(due)
+                        sent = True
                 if stream_id:
                     self.wait_for_end(call, reading=True, alone=alone)
                     return
             except StreamError as error:
                 # So little is taken by the stream as a whole or not at all: nobody can have acted on it.
-                call.unprocessed = call.deadline is None or time.monotonic() < call.deadline
+                call.unprocessed = not sent and (call.deadline is None or time.monotonic() < call.deadline)
                 with self.lock:
                     self._reading = False
                     self._fail(str(error))
@@ -382,10 +383,12 @@ class ClientLink(Link):
     def _give_up_writing(self, call: Call) -> None:
         """The call's deadline has passed, and its request, or half a frame of it, is not written: nothing can follow.
 
-        Calls that came to share the connection meanwhile have not been written at all.
+        Calls that came to share the connection since the last bytes were taken have not been written at all. Any other
+        may have been read, and run.
         """
         with self.lock:
-            others = [each for each in self.calls.values() if each is not call]
+            untouched = self.connection.untouched
+            others = [each for each in self.calls.values() if each is not call and each.stream_id >= untouched]
             self.spoil()
             self._fail(f"{self.stream.peer} does not read what is sent to it")
             for each in others:

@@ -171,6 +171,8 @@ class Connection:
         self._highest_peer_id = 0
         self.due: list[Buffer] = []
         """The bytes to send, in order; taken with `data_to_send`."""
+        self.untouched = 1
+        """Of our streams from this one on nothing was handed over to be sent."""
         self._control_size = 0
         self._send_window = frames.DEFAULT_WINDOW
         self._initial_send_window = frames.DEFAULT_WINDOW
@@ -221,6 +223,7 @@ class Connection:
         """The bytes that are due, in order. They are handed over: the next call returns later ones."""
         due, self.due = self.due, []
         self._control_size = 0
+        self.untouched = self._next_id
         return due
 
     @property
@@ -285,7 +288,7 @@ class Connection:
             raise ConnectionClosed("the connection takes no more streams")
         number = _pack_id(stream_id)
         data = first + number + second + number + third + message
-        self._next_id = stream_id + 2
+        self._next_id = self.untouched = stream_id + 2
         self._send_window -= size
         stream = self._spare
         if stream is None:

@@ -17,6 +17,7 @@ from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.status import RpcError
 from hybridload.goplugin.streams.sockets import SocketListener, SocketStream, connect, listen_unix
 from hybridload.goplugin.streams.tls import TLSListener, TLSStream, client_context, server_context
+from tests.running_out import no_more_threads
 
 PATIENCE = 20.0
 BRIEF = 0.1
@@ -166,3 +167,25 @@ def test_a_peer_that_does_not_read_holds_a_lone_call_up_until_its_deadline(ours:
         assert time.monotonic() - began < PATIENCE / 2
         assert echo(b"b", timeout=PATIENCE) == b"b"
         assert len(opened) == 2
+
+
+def test_a_call_that_was_read_is_not_sent_again_when_another_gives_up_writing(
+    ours: tuple[Server, str], service: Any
+) -> None:
+    """Without a thread that could go on writing, the connection ends, and who knows how far the other call had come."""
+    opened: list[Full] = []
+
+    def dial(_: float | None) -> Full:
+        opened.append(Full(connect("unix", ours[1])))
+        return opened[-1]
+
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(2) as pool:
+        running = pool.submit(channel.unary_unary("/t.T/Hang"), b"", timeout=PATIENCE)
+        assert service.event("hanging").wait(PATIENCE)
+        opened[0].empty.clear()
+        with no_more_threads("hybridload-http2-call"):
+            assert_late(pool.submit(channel.unary_unary("/t.T/Echo"), bytes(1 << 20), timeout=BRIEF))
+        error = running.exception(PATIENCE)
+        assert isinstance(error, RpcError)
+        assert error.code().name == "UNAVAILABLE"
+        assert len(opened) == 1
