@@ -563,7 +563,7 @@ def _set(error: BaseException, name: str, value: Any) -> None:
 
 def _set_attribute(error: Exception, name: str, value: Any) -> None:
     if any(name in names for kind, names in _SLOTTED.items() if isinstance(error, kind)):
-        if type(value) is str:
+        if type(value) is str and _is_utf8(value):  # Python 3.13 looks for names like it, and fails where UTF-8 does
             _set(error, name, value)
     elif not (name.startswith("__") and name.endswith("__")) and _is_free(type(error), name):
         error.__dict__[name] = value

@@ -161,6 +161,7 @@ CRAFTED = {
     ),
     "a name to import": (Crafted("ImportError", ("m",), {"name": "antigravity", "name_from": "x"}), "ImportError"),
     "a name that is a number": (Crafted("AttributeError", ("m",), {"name": 5, "obj": "x"}), "AttributeError"),
+    "a name that UTF-8 cannot hold": (Crafted("AttributeError", ("m",), {"name": "\ud800"}), "AttributeError"),
     "what pickle asks for": (
         Crafted("ValueError", ("m",), {"__reduce_ex__": 1, "__getstate__": 1, "__setstate__": 1, "__deepcopy__": 1}),
         "ValueError",
