@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -16,6 +19,13 @@ import pytest
 from hybridload import Contract, Handshake, deadline
 from hybridload.errors import BrokerError, CallTimeout
 from hybridload.goplugin import Client
+from hybridload.goplugin.grpc.broker import GRPCBroker
+from hybridload.goplugin.grpc.messages import ConnInfo
+from hybridload.goplugin.netrpc.broker import MuxBroker
+from hybridload.goplugin.netrpc.server import NetRPCServer
+from hybridload.goplugin.streams.base import Stream, StreamError
+from hybridload.goplugin.streams.mux import Mux
+from hybridload.goplugin.streams.sockets import SocketStream
 
 HANDSHAKE = Handshake("UNDIALLED_PLUGIN", "hello")
 CALL_TIMEOUT = 1.0
@@ -184,3 +194,68 @@ def test_objects_that_are_offered_are_dialled_within_the_deadline(start: Callabl
         counters = [plugin.counter(), *plugin.counters_at_once(), asyncio.run(plugin.counter_soon())]
         assert [counter.add(number) for number, counter in enumerate(counters)] == [1, 2, 3, 4]
     assert counters[0].add(5) == 6
+
+
+@pytest.fixture
+def unread() -> Iterator[tuple[Mux, MuxBroker]]:
+    """A broker of a session whose other side reads nothing more."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        mux = Mux(SocketStream(ours, "a peer that does not read"), client=True)
+        filling = threading.Thread(target=fill, args=(mux.open(),))
+        filling.start()
+        broker = MuxBroker(mux, NetRPCServer("test"), name="test")
+        while mux._below.writable():
+            time.sleep(0.001)
+        yield mux, broker
+        mux.close()
+        broker.close()
+        filling.join()
+
+
+def fill(stream: Stream) -> None:
+    with suppress(StreamError):
+        while True:
+            stream.send(bytes(1 << 18))
+
+
+def test_a_dial_ends_with_its_deadline_though_the_other_side_does_not_read(unread: tuple[Mux, MuxBroker]) -> None:
+    begun = time.monotonic()
+    with deadline(SOON), pytest.raises(CallTimeout):
+        unread[1].dial(5)
+    assert time.monotonic() - begun < SOON + LATE
+
+
+def test_a_dial_that_waits_for_the_other_side_to_read_ends_with_the_session(unread: tuple[Mux, MuxBroker]) -> None:
+    mux, broker = unread
+    closing = threading.Timer(0.1, mux.close)
+    closing.start()
+    begun = time.monotonic()
+    with pytest.raises(BrokerError, match="closed on this side"):
+        broker.dial(5)
+    assert time.monotonic() - begun < LATE
+    closing.join()
+
+
+def test_a_dial_does_not_wait_behind_anothers_for_longer_than_its_deadline() -> None:
+    """Multiplexed, there is one knock at a time, and the other side may take five seconds to accept its stream."""
+    opening, over = threading.Event(), threading.Event()
+
+    def open_never(timeout: float) -> Stream:
+        opening.set()
+        over.wait(timeout)
+        raise TimeoutError("it was not accepted")
+
+    transport: Any = SimpleNamespace(multiplexed=True, open=open_never)
+    engine: Any = SimpleNamespace()
+    with closing(GRPCBroker(transport, engine, None, name="test")) as broker, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(broker.dial, 7)
+        info = next(broker.outgoing())
+        broker.receive([ConnInfo(service_id=info.service_id, knock={"knock": True, "ack": True})])
+        assert opening.wait(LATE)
+        begun = time.monotonic()
+        with deadline(SOON), pytest.raises(CallTimeout):
+            broker.dial(8)
+        assert time.monotonic() - begun < SOON + LATE
+        over.set()
+        assert isinstance(first.exception(), BrokerError)

@@ -338,8 +338,12 @@ def _await_room(stream: Stream, deadline: float) -> None:
     """Wait until something can be sent without waiting for the other side to read.
 
     :raises TimeoutError: that did not come in time.
+    :raises StreamError: the stream is over.
     """
     while not stream.writable():
+        if stream.readable():
+            stream.receive(_ID.size, 0.0)  # raises what ended it
+            raise BrokerClosed("the other side answered before it was asked")
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the other side does not read")
