@@ -10,10 +10,11 @@ _LARGER = "larger than max"
 _WORDS = "Received message larger than max_message"
 REFUSED = f"SERVER: {_WORDS}"
 """What the text begins with where a call was refused."""
+_RAISE = ". Raise the "
 _OR_LESS = "; or send less at once, in a stream."
-_HOST = "the host's limit: max_message, in its configuration or of its Client"
+_HOST = "host's limit: max_message, in its configuration or of its Client"
 _PLUGIN = (
-    "the plugin's limit: max_message of a Python plugin's serve (of the host's configuration for one in a subprocess), "
+    "plugin's limit: max_message of a Python plugin's serve (of the host's configuration for one in a subprocess), "
     "grpc.MaxRecvMsgSize in a Go plugin"
 )
 
@@ -33,13 +34,13 @@ def explained(message: str, *, calls: str) -> str | None:
 
     :param calls: who called: ``"host"`` or ``"plugin"``.
     """
-    if _LARGER not in message:
+    if _LARGER not in message or _RAISE in message:  # or it was told already, by whoever handed it on
         return None
     whose = [_HOST, _PLUGIN] if calls == "host" else [_PLUGIN, _HOST]
     if "CLIENT:" in message:
         raise_it = whose[0]
     elif "Decompressed" in message:  # grpc's core does not say who
-        raise_it = f"{whose[0]}; or {whose[1]}"
+        raise_it = f"{whose[0]}; or the {whose[1]}"
     else:
         raise_it = whose[1]
-    return f"{message}. Raise {raise_it}{_OR_LESS}"
+    return f"{message}{_RAISE}{raise_it}{_OR_LESS}"

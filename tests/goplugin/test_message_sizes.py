@@ -135,6 +135,8 @@ def test_what_is_larger_is_refused_for_that_call_alone(protocol: str, engine: st
                     words = refusal(call, it, size)
                     assert f"vs. {limit}" in words, name
                     assert f"Raise the {'host' if limit == HOST else 'plugin'}'s limit: max_message" in words, name
+                    assert words.count("Raise the") == 1, name
+                    assert "hybridload " not in words, name  # what the exception travels in
                 assert call(it, limit - OVERHEAD) == limit - OVERHEAD, name
 
 

@@ -57,7 +57,7 @@ def failure_of(reply: Reply, method: str, contract: Contract[Any], plugin: str, 
             plugin=plugin,
         )
     assert reply.error is not None
-    if reply.error.startswith(REFUSED):
+    if reply.error.startswith(REFUSED) and _MARK not in reply.error:  # else a method's exception that says so
         return _refused(reply.error, calls, plugin)
     return decode_failure(reply.error, contract, plugin, detailed)
 
