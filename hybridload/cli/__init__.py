@@ -18,7 +18,10 @@ def main() -> None:
         interrupts.take_up()
         code = _run()
         interrupts.done()
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # An import may have turned the interrupt into an error of its own.
+        if not interrupts.came and not isinstance(error, KeyboardInterrupt):
+            raise
         code = EXIT_CODE
     sys.exit(EXIT_CODE if interrupts.came else code)
 

@@ -17,8 +17,11 @@ import os
 import signal
 import sys
 import time
-from types import FrameType
-from typing import Any
+
+TYPE_CHECKING = False  # typing's own takes a moment to import
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
 
 EXIT_CODE = 130
 
@@ -53,13 +56,17 @@ class Interrupts:
             _thread.start_new_thread(_end_late, ())
         except RuntimeError:
             os._exit(EXIT_CODE)
-        if (logging := sys.modules.get("logging")) is not None:
-            logging.disable()  # what is cut off complains
+        # What is cut off complains. The module may be half imported.
+        getattr(sys.modules.get("logging"), "disable", _nothing)()
         raise KeyboardInterrupt
 
     def _report_others(self, unraisable: Any) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             self._report(unraisable)
+
+
+def _nothing() -> None:
+    """Nothing logs yet."""
 
 
 def _end_late() -> None:

@@ -24,6 +24,28 @@ signal.signal = told
 from hybridload.cli import main
 main()
 """
+# Interrupts itself at a point of its imports that is given first.
+IMPORTING = """
+import dataclasses, importlib.abc, os, signal, sys
+
+def interrupt(*_):
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Interrupts(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == where:
+            interrupt()
+
+where = sys.argv.pop(1)
+for name in [name for name in sys.modules if name.partition(".")[0] in ("logging", "string")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Interrupts())
+if where == "a dataclass":
+    dataclasses.Field.__set_name__ = interrupt
+from hybridload.cli import main
+main()
+"""
 SLOW = """
 import os, signal, subprocess, sys, time
 from shop_plugin import Corner
@@ -158,3 +180,13 @@ def test_ctrl_c_ends_a_command_that_is_only_beginning(
 
 def test_the_second_one_does_not_wait(interrupt: Callable[..., tuple[int, str, float]]) -> None:
     check(interrupt(*COMMANDS["end that hangs"], times=2))
+
+
+@pytest.mark.parametrize("where", ["hybridload.cli.app", "logging", "string", "a dataclass", "hybridload.loader", "typer"])
+def test_ctrl_c_ends_a_command_that_is_being_imported(where: str, environment: dict[str, str]) -> None:
+    """`string` is imported by `logging`; Python makes a RuntimeError of what `__set_name__` raises."""
+    process = subprocess.run(
+        [sys.executable, "-c", IMPORTING, where, "list"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 130, process.stderr
+    assert process.stderr == ""
