@@ -15,6 +15,7 @@ thing that they interrupt or are part of is refused, but for `close`, which goes
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -209,8 +210,19 @@ class Loader:
         One event at a time, in order, on the thread that brought it about: it should not take long. It may use the
         loader. Each event is a log record of ``hybridload.events`` as well.
 
+        What it raises is logged; only what is no `Exception`, as `SystemExit`, reaches the caller of `load` and the
+        like, which have done their work by then.
+
         :returns: what ends it.
+        :raises ConfigError: `callback` cannot be called, or is an ``async def`` function, which nobody would await.
         """
+        if not callable(callback):
+            raise ConfigError(f"on_event takes a function of one event, and was given {callback!r}.")
+        if inspect.iscoroutinefunction(callback):
+            raise ConfigError(
+                f"on_event was given {callback!r}, which is an async def, and nobody would await it. Give a plain "
+                "function; one may start a task, with asyncio.run_coroutine_threadsafe."
+            )
         return self._host.events.subscribe(callback)
 
     def loaded(self) -> dict[str, tuple[Any, ...]]:
@@ -314,7 +326,8 @@ class Loader:
         # One that has failed over has no process, and a thread that is about to start one again.
         if not self._host.loop.started and not any(plugin.runs_elsewhere for plugin in self._loaded.values()):
             return
-        words = f"{self!r} was dropped without close(): its plugins end now"
+        names = ", ".join(map(repr, self._loaded)) or "none"
+        words = f"A Loader was dropped without close(): its plugins end now ({names}). Use a with statement."
         warnings.warn(words, ResourceWarning, stacklevel=2, source=self)
         aside(self.close, "hybridload close")
 

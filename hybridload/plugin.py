@@ -552,17 +552,19 @@ class LoadedPlugin:
 
     def _ill(self, place: _Place) -> Exception | None:
         """What is wrong with it. Silence counts when it comes twice: the host itself may have been stopped."""
-        error: Exception | None = None
+        allowed = self._supervisor.policy.health_timeout
         for _ in range(2):
             try:
-                place.running.ping(self._supervisor.policy.health_timeout)
+                place.running.ping(allowed)
+            except CallTimeout:
+                continue
             except Exception as failure:
-                error = failure
-                if not isinstance(failure, CallTimeout):
-                    break
-            else:
-                return None
-        return error
+                return failure
+            return None
+        return CallTimeout(
+            f"Plugin {self._name!r} answered neither of two health checks within {allowed:g} s (health_timeout).",
+            plugin=self._name,
+        )
 
     def _schedule_health(self, place: _Place) -> None:
         interval = self._supervisor.policy.health_interval

@@ -404,7 +404,9 @@ class Client:
             aside(self.release, f"hybridload {self.name} close")
             return
         if self._own_lifeline:  # a loader speaks for itself
-            words = f"the client of plugin {self} was dropped without kill(): the plugin ends now"
+            words = (
+                f"The client of plugin {self} was dropped without kill(): the plugin ends now. Use a with statement."
+            )
             warnings.warn(words, ResourceWarning, stacklevel=2, source=self)
         aside(self.kill, f"hybridload {self.name} close")
 

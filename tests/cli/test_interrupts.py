@@ -182,7 +182,9 @@ def test_the_second_one_does_not_wait(interrupt: Callable[..., tuple[int, str, f
     check(interrupt(*COMMANDS["end that hangs"], times=2))
 
 
-@pytest.mark.parametrize("where", ["hybridload.cli.app", "logging", "string", "a dataclass", "hybridload.loader", "typer"])
+@pytest.mark.parametrize(
+    "where", ["hybridload.cli.app", "logging", "string", "a dataclass", "hybridload.loader", "typer"]
+)
 def test_ctrl_c_ends_a_command_that_is_being_imported(where: str, environment: dict[str, str]) -> None:
     """`string` is imported by `logging`; Python makes a RuntimeError of what `__set_name__` raises."""
     process = subprocess.run(

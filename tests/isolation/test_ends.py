@@ -175,7 +175,7 @@ def test_a_loader_that_is_dropped_ends_its_plugins_once_their_objects_are_gone_a
     recwarn.clear()
     del greeter
     gc.collect()
-    assert "dropped without close()" in str(recwarn.pop(ResourceWarning).message)
+    assert f"dropped without close(): its plugins end now ({name!r})" in str(recwarn.pop(ResourceWarning).message)
     wait_until(nothing_runs([pid]))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from hybridload.deadlines import deadline, limited
-from hybridload.errors import CallTimeout, NoUsableIsolation, PluginClosed, PluginCrashed
+from hybridload.errors import CallTimeout, ConfigError, NoUsableIsolation, PluginClosed, PluginCrashed
 from hybridload.events import PluginEvent
 from tests.isolation.conftest import PATIENCE, WORK, Employ, Write, in_thread, wait_until
 
@@ -197,8 +197,23 @@ def test_what_hangs_is_found_and_replaced(employ: Employ) -> None:
     before = work.kill(signal.SIGSTOP)
     with pytest.raises(PluginCrashed, match="does not answer and was killed"):
         call.result(PATIENCE)
+    crash = work.story.wait_for("crashed")
+    assert crash.message.endswith("Plugin 'worker' answered neither of two health checks within 2 s (health_timeout).")
     work.story.wait_for("running")
     assert work.worker.pid() != before
+
+
+async def forgotten(event: PluginEvent) -> None:
+    """Nobody awaits it."""
+
+
+@pytest.mark.parametrize(("listener", "words"), [(None, "was given None"), (forgotten, "is an async def")])
+def test_what_cannot_listen_is_refused_at_once(employ: Employ, listener: Any, words: str) -> None:
+    work = employ()
+    with pytest.raises(ConfigError, match=words):
+        work.loader.on_event(listener)
+    work.loader.reload("worker")  # which tells
+    assert work.worker.double(1) == 2
 
 
 def is_stopped(pid: int) -> bool:
