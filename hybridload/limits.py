@@ -32,7 +32,7 @@ MAX_MESSAGE: Final = 256 * 2**20
 UNLIMITED: Final = 2**62
 """Bytes that no message has."""
 RECEIVE_OPTION: Final = "grpc.max_receive_message_length"
-MAX_MESSAGE_EXPECTED: Final = 'a size greater than 0, in bytes or as "64MB" or "1GiB", or "unlimited"'
+MAX_MESSAGE_EXPECTED: Final = 'a size greater than 0 and at most 2**62, in bytes or as "64MB" or "1GiB", or "unlimited"'
 
 
 @frozen
@@ -109,6 +109,8 @@ def given_max_message(
             raise ConfigError(str(error)) from error
     elif value is not None:
         raise ConfigError(f"max_message and {RECEIVE_OPTION} of {options_name} say the same: give one of them.")
+    elif type(given) is not int:
+        raise ConfigError(f"{RECEIVE_OPTION} of {options_name} is {given!r}; expected bytes, or -1 for no limit.")
     else:
         limit = UNLIMITED if given < 0 else given
     return limit, tuple(option for option in options if option[0] != RECEIVE_OPTION)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridload import Handshake, Loader
-from hybridload.errors import ConfigError, PluginError, PluginNotFound
+from hybridload.errors import ConfigError, NoUsableIsolation, PluginError, PluginNotFound
 from hybridload.frozen import replace
 from hybridload.goplugin import Client, ReattachConfig
 from hybridload.goplugin.certificates import Certificate, generate_certificate
@@ -84,6 +84,25 @@ def test_one_that_is_gone_is_an_error_and_no_fallback(
     with Loader(PLUGINS, handshake=HANDSHAKE, config=path) as loader:
         with pytest.raises(ConfigError, match=r"is another one by now(?s:.)*unset it"):
             loader.load("hello")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"Addr": {"Network": "unix", "String": "/no/such/socket"}}, "but no gRPC server answers there"),
+        ({"ProtocolVersion": 7}, "serves version 7"),
+    ],
+)
+def test_one_that_cannot_be_used_says_what_named_it(
+    running: dict[str, object], monkeypatch: pytest.MonkeyPatch, change: dict[str, object], words: str
+) -> None:
+    monkeypatch.setenv("HYBRIDLOAD_REATTACH", json.dumps({"hello": {**running, **change}}))
+    with Loader(PLUGINS, handshake=HANDSHAKE) as loader:
+        with pytest.raises(
+            NoUsableIsolation, match=rf"{words}(?s:.)*HYBRIDLOAD_REATTACH names it(?s:.)*unset it"
+        ) as it:
+            loader.load("hello")
+    assert "standard error" not in str(it.value)  # which nobody here sees
 
 
 @pytest.mark.parametrize(

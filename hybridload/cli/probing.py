@@ -13,6 +13,7 @@ import typer
 from hybridload.cli.output import Results, one_line
 from hybridload.cli.session import CallFailed, DebugOption, JsonOption, Session
 from hybridload.cli.values import given_text, read_json
+from hybridload.deadlines import check_seconds
 from hybridload.errors import ConfigError, CookieMismatch, PluginError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def probe_plugin(
     logger = logging.getLogger(f"hybridload.plugin.{name}")
     logger.setLevel(logging.DEBUG)
     request = None if call is None else _read_data(data)
+    check_seconds("--timeout", timeout)
     probe = Probe(
         command,
         cookie=None if cookie is None else _read_cookie(cookie),

@@ -985,6 +985,8 @@ class Client:
 
     def _with_last_words(self, message: str) -> str:
         lines = self.stderr
+        if not lines and self._attach is not None:
+            return f"{message}."  # what it writes is not seen here
         if not lines:
             return f"{message}. It wrote nothing on standard error."
         return f"{message}. Its last words on standard error:\n" + "\n".join(f"  {line}" for line in lines)

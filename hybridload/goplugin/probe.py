@@ -460,7 +460,8 @@ def _services_of(path: Path) -> dict[str, ServiceDescriptor]:
     from hybridload.contract.descriptors import compile_proto, private_pool, read_files
 
     if not path.is_file():
-        raise ConfigError(f"There is no file {path}.")
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise ConfigError(f"{path} {what}: give the path of a .proto file.")
     files = read_files(compile_proto(path, "--proto"), "--proto")
     pool = private_pool(file.SerializeToString() for file in files)
     names = [".".join(filter(None, (file.package, each.name))) for file in files for each in file.service]

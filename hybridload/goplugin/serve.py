@@ -35,7 +35,7 @@ from hybridload import platforms
 from hybridload.contract import Contract
 from hybridload.errors import ConfigError, ContractError, PluginError
 from hybridload.goplugin.handshake_output import HandshakeOutput, buffer_stdout
-from hybridload.goplugin.host_environment import HostEnvironment, forget
+from hybridload.goplugin.host_environment import SOCKET_GROUP, HostEnvironment, forget
 from hybridload.goplugin.host_watch import HostWatch
 from hybridload.goplugin.plugins import PluginSet, VersionedPlugins, read_plugin_set
 from hybridload.goplugin.serve_logs import InstalledLogging
@@ -353,7 +353,9 @@ class _Serving:
             stack.enter_context(_signals(self._end_soon))
         try:
             folder = SocketFolder(self._environment.socket_folder, self._environment.socket_group)
-        except (OSError, LookupError) as error:
+        except LookupError as error:
+            raise PluginError(f"The host's {SOCKET_GROUP} cannot be used: {error}.") from error
+        except OSError as error:
             raise PluginError(f"The plugin's socket cannot be made: {error}.") from error
         stack.callback(folder.close)
         if self._host is not None and self._host.watch is not None:

@@ -49,7 +49,7 @@ class SocketFolder:
                 os.rmdir(folder)
                 raise
         elif not os.path.isdir(folder):
-            raise NotADirectoryError(f"the host's folder for sockets, {folder}, does not exist")
+            raise NotADirectoryError(f"the host's PLUGIN_UNIX_SOCKET_DIR, {folder}, does not exist")
         self.path = folder
         _open.add(self)
 

@@ -103,8 +103,8 @@ class _Call:
             "isolation the call ends in time."
         )
         return CallTimeout(
-            f"Plugin {self._plugin!r} did not answer within {self._allowed:.3g} s (call_timeout, or the caller's "
-            f"deadline). {what}",
+            f"Plugin {self._plugin!r} did not answer within {round(self._allowed, 3):g} s (call_timeout, or the "
+            f"caller's deadline). {what}",
             plugin=self._plugin,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybridload.errors import ConfigError, PluginNotFound
+from hybridload.errors import ConfigError, HandshakeError, PluginNotFound
 from hybridload.goplugin.client import Client
 from hybridload.goplugin.reattach import ReattachConfig
 from hybridload.goplugin.reattach_variable import REATTACH_VARIABLE
@@ -17,6 +17,11 @@ from hybridload.isolation.external import ProcessPlugin
 
 if TYPE_CHECKING:
     from hybridload.isolation import Request
+
+_WHAT_TO_DO = (
+    f"{REATTACH_VARIABLE} names it; set the variable to what the plugin prints when it is served anew, "
+    "or unset it to use the plugin as configured."
+)
 
 
 def open_reattached(request: Request, config: ReattachConfig) -> ProcessPlugin:
@@ -36,9 +41,7 @@ def open_reattached(request: Request, config: ReattachConfig) -> ProcessPlugin:
     try:
         client.start()
     except PluginNotFound as error:
-        raise ConfigError(
-            f"{error} {REATTACH_VARIABLE} names it; set the variable to what the plugin prints when it is served anew, "
-            "or unset it to use the plugin as configured.",
-            plugin=request.name,
-        ) from error
+        raise ConfigError(f"{error} {_WHAT_TO_DO}", plugin=request.name) from error
+    except HandshakeError as error:
+        raise type(error)(f"{error} {_WHAT_TO_DO}", plugin=request.name, stderr=error.stderr) from error
     return ProcessPlugin(client)

@@ -231,3 +231,17 @@ def test_a_program_that_is_not_there(probe: Run) -> None:
     assert "there is no program" in outcome.error
     assert probe().code == 2
     assert probe("--cookie", "nonsense", "--", "true").code == 2
+
+
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1", "inf", "1e11"])
+def test_a_timeout_that_is_none_is_named_as_it_was_given(probe: Run, seconds: str) -> None:
+    outcome = probe("--timeout", seconds, "--", "no-such-program")
+    assert outcome.code == 2
+    assert f"--timeout is {float(seconds)}: give a number of seconds greater than 0" in outcome.err
+
+
+@pytest.mark.parametrize(("path", "words"), [("/dev/null", "is no regular file"), ("/no/such", "does not exist")])
+def test_what_is_no_proto_file_is_refused(probe: Run, go_build: Build, path: str, words: str) -> None:
+    outcome = probe("--proto", path, "--", go_build("tests/go/bareplugin"))
+    assert outcome.code == 2
+    assert f"{path} {words}: give the path of a .proto file" in outcome.err

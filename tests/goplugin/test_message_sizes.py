@@ -306,3 +306,10 @@ def test_grpcs_own_argument_may_say_it_instead() -> None:
     assert given_max_message(None, [other], "") == (MAX_MESSAGE, (other,))
     with pytest.raises(ConfigError, match="give one of them"):
         given_max_message(7, [option], "channel_options")
+
+
+@pytest.mark.parametrize("limit", ["64MB", 1.5, True])
+def test_grpcs_own_argument_is_checked_as_well(limit: Any) -> None:
+    options = [("grpc.max_receive_message_length", limit)]
+    with pytest.raises(ConfigError, match=r"grpc.max_receive_message_length of channel_options is .*; expected bytes"):
+        Client("x", plugins=sizes_plugin.SIZES, handshake=None, channel_options=options)

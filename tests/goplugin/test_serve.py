@@ -22,7 +22,7 @@ import grpc
 import psutil
 import pytest
 
-from hybridload.errors import PluginClosed, PluginCrashed, RemoteError
+from hybridload.errors import ConfigError, PluginClosed, PluginCrashed, RemoteError
 from hybridload.goplugin.client import Client
 from hybridload.goplugin.grpc import messages
 from hybridload.goplugin.host_environment import CLIENT_CERT, MULTIPLEX, PROTOCOL_VERSIONS, SOCKET_DIR, SOCKET_GROUP
@@ -221,6 +221,14 @@ def test_a_value_of_the_hosts_that_is_none_is_told(
     last = host.rest()[1].splitlines()[-1]
     assert last.startswith("hybridload.errors.")  # raised by `serve`
     assert words in last
+    assert variable in last
+
+
+@pytest.mark.parametrize("group", [0, True, b"root"])
+def test_a_group_is_given_as_text(group: Any) -> None:
+    words = re.escape(f"unix_socket_group: {group!r} is no group: give its name, or its number")
+    with pytest.raises(ConfigError, match=words):
+        Client(["true"], plugins=torture_plugin.PLUGINS, handshake=None, unix_socket_group=group).start()
 
 
 def test_the_socket_is_in_the_folder_of_the_host_when_it_has_one(start: Callable[..., Host], tmp_path: Path) -> None:

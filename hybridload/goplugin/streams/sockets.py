@@ -418,12 +418,14 @@ _NO_GROUP = 2**32 - 1
 """What chown(2) takes for no change."""
 
 
-def group_id(group: str) -> int:
+def group_id(group: object) -> int:
     """The number of a group.
 
     :param group: its name or number.
     :raises LookupError: there is no such group, nor could there be.
     """
+    if not isinstance(group, str):
+        raise LookupError(f"{group!r} is no group: give its name, or its number as text")
     if group.isascii() and group.isdecimal():
         if len(group) > 10 or int(group) >= _NO_GROUP:
             raise LookupError(f"there can be no group {group[:20]}")
