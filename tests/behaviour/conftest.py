@@ -172,6 +172,7 @@ def row_config(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pyte
         f'env = {{ PYTHONPATH = "{SITE}", BEHAVIOUR_PROTOCOL = "{protocol}" }}\n'
         f'isolation = "{row.isolation}"\n'
         f'protocols = ["{protocol}"]\n'
+        'max_message = "3500kB"\n'
         f"strict = {str(row.strict).lower()}\n" + (f"{CALL_TIMEOUT} = 600.0\n" if row.limited else "")
     )
     return config

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from behaviour_sdk import Calls, Colour, Everything, Line, Parcel
 
+from hybridload.errors import RemoteError
+
 from .conftest import Row
 
 TOKYO = timezone(timedelta(hours=9), "JST")
@@ -163,3 +165,14 @@ def test_a_value_that_is_not_what_the_hint_says_is_refused(
 
 def test_the_object_is_an_instance_of_the_interface(everything: Any, row: Row) -> None:
     assert (Calls if row.differs("no-streams") else Everything) in type(everything).__mro__
+
+
+def test_what_is_larger_than_max_message_fails_its_call_alone(everything: Any, row: Row) -> None:
+    data = bytes(4_000_000)  # the row's limit is 3.5 MB, and what a Go plugin takes by itself 4 MiB
+    if row.differs("any-size"):
+        assert everything.echo_data(data) == data
+        return
+    with pytest.raises(RemoteError, match="larger than max") as caught:
+        everything.echo_data(data)
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    assert everything.echo_data(b"less") == b"less"
