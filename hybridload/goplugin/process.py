@@ -60,6 +60,8 @@ _LARGEST_PROGRAM = 4 * 1024**3
 """Bytes of a program with a checksum, whose copy is kept in memory while it runs."""
 # What a pipe can hold at the most after its writer has ended (Linux's default limit for an unprivileged process).
 _PIPE_CAPACITY = 1024 * 1024
+_WAIT_FOR_MEMORY = 0.1
+"""Seconds until output for which the host had no memory is read again."""
 _BURST = 16 * 1024 * 1024
 """Bytes that a plugin may write as fast as it can."""
 _RATE = 64 * 1024 * 1024
@@ -315,6 +317,9 @@ def _pump(descriptor: int, sink: Callable[[bytes], None], limit: int = _CHUNK) -
         try:
             data = os.read(descriptor, _CHUNK)
         except BlockingIOError:
+            return True
+        except MemoryError:
+            time.sleep(_WAIT_FOR_MEMORY)  # the pipe keeps it
             return True
         except OSError:
             data = b""

@@ -112,6 +112,23 @@ def test_a_sink_that_fails_does_not_stop_the_draining(run: Any, caplog: pytest.L
     assert "could not be handed on" in caplog.text
 
 
+def test_a_host_without_memory_reads_later_what_was_written(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, short = os.read, iter([True] * 3)
+
+    def reads(descriptor: int, size: int) -> bytes:
+        if threading.current_thread().name.endswith(" pipes") and next(short, False):
+            raise MemoryError
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", reads)
+    process, seen = run(*python("import time; print('before', flush=True); time.sleep(60)"))
+    wait_for(lambda: seen.stdout == b"before\n")
+    assert next(short, None) is None
+    assert seen.codes == []
+    process.close()
+    assert seen.codes == [-signal.SIGKILL]
+
+
 def test_closing_from_the_exit_callback_does_not_wait_for_itself() -> None:
     done = threading.Event()
     made: list[PluginProcess] = []
