@@ -123,12 +123,12 @@ def read_reattach_variable(environ: Mapping[str, str]) -> dict[str, ReattachConf
     text = environ.get(REATTACH_VARIABLE, "").strip()
     if not text:
         return {}
-    entries = _read(
-        text,
-        dict[str, _Entry],
-        f"Environment variable {REATTACH_VARIABLE} is not what it should be, an object of name to config",
-    )
-    return {name: entry.config() for name, entry in entries.items()}
+    variable = f"Environment variable {REATTACH_VARIABLE}"
+    entries = _read(text, dict[str, msgspec.Raw], f"{variable} is not what it should be, an object of name to config")
+    return {
+        name: _read(entry, _Entry, f"{variable}: the config of plugin {name!r} is not what it should be").config()
+        for name, entry in entries.items()
+    }
 
 
 class _Address(msgspec.Struct, rename="pascal"):
@@ -165,7 +165,7 @@ class _Entry(msgspec.Struct, rename="pascal"):
         )
 
 
-def _read(text: str, kind: type[_T], what: str) -> _T:
+def _read(text: str | msgspec.Raw, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(text, type=kind)
     except (ValueError, RecursionError) as error:
