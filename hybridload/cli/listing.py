@@ -176,6 +176,8 @@ def _loaded(loader: Loader, name: str) -> tuple[Check, ...]:
     for isolation in chain:
         try:
             loader.load(name, isolation=isolation)
+        except SystemExit as error:  # of its constructor, in-process
+            checks.append(Check(isolation, f"It raised SystemExit: {error}. In-process that ends the host."))
         except Exception as error:
             checks.append(Check(isolation, str(error)))
         else:

@@ -134,6 +134,18 @@ def test_check_without_a_plugin_set_imports(hybridload: Run, install: Install, s
     assert "ValueError: two" in row(outcome, "broken")["checks"][0]["error"]
 
 
+def test_check_goes_on_after_a_plugin_that_exits(hybridload: Run, install: Install, shop: Path) -> None:
+    (shop / "leaving.py").write_text("def shop():\n    raise SystemExit('\\x1b[2Jgone')\n")
+    install(a="leaving:shop", corner="shop_plugin:Corner")
+    outcome = hybridload("list", "--check", "--json")
+    assert outcome.code == 1
+    assert "It raised SystemExit: \x1b[2Jgone" in row(outcome, "a")["checks"][0]["error"]
+    assert row(outcome, "corner")["checks"][0]["error"] is None
+    people = hybridload("list", "--check")
+    assert "corner" in people.out
+    assert "\x1b" not in people.out + people.err
+
+
 def test_no_plugins_says_where_they_could_come_from(hybridload: Run, shop: Path) -> None:
     (shop / "plugins.toml").unlink()
     outcome = hybridload("list")
