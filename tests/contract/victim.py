@@ -70,13 +70,20 @@ def use(error: BaseException) -> int:
     return len(stream.getvalue()) + len("".join(traceback.format_exception(error)))
 
 
+def holds_frozen(error: BaseException) -> bool:
+    """Whether one is of the class that can be neither copied nor given notes, wherever it comes from."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(holds_frozen, error.exceptions))
+    return isinstance(error, Frozen)
+
+
 def caught(details: bytes) -> dict[str, Any]:
     error = decode_exception(Status("UNKNOWN", "the message", details), SHELF, "plugin")
     size = use(error)
     if isinstance(error, Missing):
         error.describe()
-    if isinstance(error, Frozen):  # can be neither copied nor given notes, wherever it comes from
-        return {"type": "Frozen", "size": size}
+    if holds_frozen(error):
+        return {"type": type(error).__name__, "size": size}
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         if type(again) is not type(error):
             raise TypeError(f"the copy is a {type(again)}")
