@@ -25,6 +25,7 @@ class Inbox:
     stream_id = 0
     messages: deque[bytes]
     max_receive: int | None
+    deadline: float | None
     _reader: MessageReader | None = None
     """Made when a message does not come in one piece, as most do."""
     _helped = False
@@ -99,7 +100,7 @@ class Inbox:
         """:raises MessageError: it is too large, or no gzip."""
         compressed = self.messages[0]
         try:
-            self.messages[0] = plain(compressed, self.max_receive, self.receiver)
+            self.messages[0] = plain(compressed, self.max_receive, self.receiver, self.deadline)
         except MessageError:
             self.messages.clear()
             raise

@@ -6,6 +6,8 @@ arrives in many is not copied twice, unless it comes in crumbs or among much els
 
 from __future__ import annotations
 
+import math
+import time
 from struct import Struct
 from typing import Any, Final
 
@@ -19,6 +21,9 @@ LARGEST_MESSAGE: Final = (1 << 32) - 1
 
 _SMALL: Final = 4096
 """Bytes of a part, below which it is gathered with others: an object for each takes some hundred."""
+
+_STEP: Final = 1 << 22
+"""Bytes that are decompressed between two looks at the clock."""
 
 IDENTITY: Final = "identity"
 GZIP: Final = "gzip"
@@ -159,28 +164,37 @@ class MessageReader:
         return Compressed(message)
 
 
-def plain(message: bytes, max_size: int | None, receiver: str = "CLIENT") -> bytes:
+def plain(message: bytes, max_size: int | None, receiver: str = "CLIENT", deadline: float | None = None) -> bytes:
     """A message as it was before it was compressed, if it was.
 
     :param max_size, receiver: as `MessageReader` has them.
-    :raises MessageError: too large, or no gzip. No more than the limit is made of it.
+    :param deadline: of the call, on the clock of `time.monotonic`: a few bytes may be the work of seconds.
+    :raises MessageError: too large, no gzip, or too late. No more than the limit is made of it.
     """
     if not isinstance(message, Compressed):
         return message
     import zlib
 
     reader = zlib.decompressobj(wbits=31)
-    try:
-        # One byte more than allowed is enough to know that it is too much.
-        made = reader.decompress(message, 0 if max_size is None else max_size + 1)
-    except zlib.error as error:
-        raise MessageError(StatusCode.INTERNAL, f"a gzip message that cannot be read: {error}") from error
-    if max_size is not None and len(made) > max_size:
+    parts: list[bytes] = []
+    # One byte more than allowed is enough to know that it is too much.
+    rest, room = bytes(message), math.inf if max_size is None else max_size + 1
+    while not reader.eof and room:
+        try:
+            made = reader.decompress(rest, int(min(_STEP, room)))
+        except zlib.error as error:
+            raise MessageError(StatusCode.INTERNAL, f"a gzip message that cannot be read: {error}") from error
+        rest = reader.unconsumed_tail
+        if not made and not rest and not reader.eof:
+            raise MessageError(StatusCode.INTERNAL, "a gzip message that is cut short")
+        if deadline is not None and len(made) == _STEP and time.monotonic() >= deadline:
+            raise MessageError(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        parts.append(made)
+        room -= len(made)
+    if not room:
         # How large it would have become, nobody knows.
-        raise MessageError(StatusCode.RESOURCE_EXHAUSTED, too_large(receiver, f"over {max_size}", max_size))
-    if not reader.eof:
-        raise MessageError(StatusCode.INTERNAL, "a gzip message that is cut short")
-    return made
+        raise MessageError(StatusCode.RESOURCE_EXHAUSTED, too_large(receiver, f"over {max_size}", max_size or 0))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def compress(message: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 import tracemalloc
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridload.goplugin.http2.header_blocks import BlockDecoder, encode, named
-from hybridload.goplugin.http2.messages import MessageError, MessageReader, compress, plain
+from hybridload.goplugin.http2.messages import Compressed, MessageError, MessageReader, compress, plain
 from hybridload.goplugin.http2.metadata import (
     decode_message,
     decode_metadata,
@@ -172,3 +173,30 @@ def test_messages_survive_being_cut_up(messages: list[bytes], cuts: list[int]) -
         wire = wire[cut:]
     received += reader.feed(wire)
     assert received == messages
+
+
+def test_decompression_ends_with_the_calls_deadline() -> None:
+    bomb = Compressed(compress(bytes(32 << 20)))
+    assert len(plain(bomb, None, deadline=time.monotonic() + 60)) == 32 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(MessageError) as refused:
+            plain(bomb, None, deadline=time.monotonic())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.value.status.code is StatusCode.DEADLINE_EXCEEDED
+    assert most < 16 << 20
+
+
+@pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, 9 << 20])
+def test_what_is_decompressed_in_steps_is_whole_and_may_be_as_large_as_the_limit(size: int) -> None:
+    message = bytes(range(251)) * (size // 251 + 1)
+    wire = Compressed(compress(message[:size]))
+    for limit in (None, size, size + 1):
+        assert plain(wire, limit) == message[:size]
+    if size:
+        with pytest.raises(MessageError, match="over"):
+            plain(wire, size - 1)
+    with pytest.raises(MessageError, match="cut short"):
+        plain(Compressed(wire[:-4]), None)
