@@ -293,25 +293,28 @@ class Loader:
         return lent.get()
 
     def _close(self) -> None:
-        errors: list[BaseException] = []
+        errors: dict[str, BaseException] = {}
 
-        def close(plugin: LoadedPlugin) -> None:
+        def close(name: str, plugin: LoadedPlugin) -> None:
             try:
                 plugin.close()
             except BaseException as error:
-                errors.append(error)
+                errors[name] = error
 
         with ExitStack() as stack:  # whatever fails, nothing is left
             stack.callback(self._host.lifeline.close)
             stack.callback(self._host.fork_server.close)
             stack.callback(self._host.events.deliver)
             stack.callback(self._host.loop.close)
-            _side_by_side("close", [functools.partial(close, each) for each in self._loaded.values()])
-        for error in errors:
+            _side_by_side("close", [functools.partial(close, *each) for each in self._loaded.items()])
+        for error in errors.values():
             if not isinstance(error, Exception):
                 raise error
         if errors:
-            raise ExceptionGroup("plugins failed to close", [each for each in errors if isinstance(each, Exception)])
+            raise ExceptionGroup(
+                f"plugins failed to close: {', '.join(map(repr, errors))}",
+                [each for each in errors.values() if isinstance(each, Exception)],
+            )
 
     def _close_aside(self) -> None:
         try:

@@ -332,7 +332,7 @@ def test_a_plugin_that_fails_to_close_keeps_no_other_from_closing(install: Any) 
     loader.load("two")
     import fixture_plugins
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ExceptionGroup, match="plugins failed to close: 'one'") as caught:
         loader.close()
     assert [str(error) for error in caught.value.exceptions] == [
         "Plugin 'one': close() raised RuntimeError: still busy"
