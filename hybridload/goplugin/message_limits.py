@@ -41,6 +41,8 @@ def explained(message: str, *, calls: str) -> str | None:
         raise_it = whose[0]
     elif "Decompressed" in message:  # grpc's core does not say who
         raise_it = f"{whose[0]}; or the {whose[1]}"
+    elif calls == "host" and "SERVER:" in message:  # the host is one, too, to a Go plugin that calls it back
+        raise_it = f"{whose[1]} (or the {whose[0]}, where the plugin hands on the error of a callback)"
     else:
         raise_it = whose[1]
     return f"{message}{_RAISE}{raise_it}{_OR_LESS}"

@@ -101,3 +101,17 @@ def test_objects_are_told_apart(everything: Any) -> None:
     assert [listener.heard for listener in listeners] == [
         [f"{number} {turn}" for turn in range(10)] for number in range(4)
     ]
+
+
+def test_what_a_callback_refuses_as_too_large_names_the_hosts_limit(everything: Any, row: Row) -> None:
+    class Echo:
+        def hear(self, text: str) -> str:
+            return str(len(text))
+
+    text = "x" * 3_600_000  # more than the host takes of the row's plugin, less than a Go plugin takes of a host
+    if row.differs("any-size"):
+        assert everything.tell(Echo(), [text]) == ["3600000"]
+        return
+    with pytest.raises(RemoteError, match="host's limit: max_message"):
+        everything.tell(Echo(), [text])
+    assert everything.tell(Echo(), ["abc"]) == ["3"]
