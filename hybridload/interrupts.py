@@ -189,5 +189,16 @@ class Held:
 
 held = Held()
 
+
+def take_back(lock: threading.Lock) -> None:
+    """Acquire a lock that was let go for a moment, and that whoever is above takes for held.
+
+    What signal handlers raise meanwhile comes when it is held: to wait for a lock is otherwise what they cut short.
+    """
+    if not lock.acquire(False):
+        with held:
+            lock.acquire()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=held._begin_anew)

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hybridload.interrupts import held, take_back
+
 from .events import Headers
 from .frames import ErrorCode
 from .inbox import Inbox
@@ -27,6 +29,40 @@ if TYPE_CHECKING:
     from .loop_news import LoopNews
 
 Deserializer = Callable[[bytes], Any] | None
+
+
+class ThreadNews:
+    """Tells threads what the state of their call has to tell, as a `Condition` does.
+
+    Who is interrupted while it waits has the lock: of a `Condition` that is not said, and the lock would be let go of
+    for whoever has it.
+
+    :param lock: the link's.
+    """
+
+    __slots__ = ("_gates", "_lock")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._gates: set[threading.Lock] = set()
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait for news. Called with the lock held, which is let go."""
+        gate = threading.Lock()
+        gate.acquire()
+        with held:
+            self._gates.add(gate)
+            try:
+                self._lock.release()
+                held.wait(gate, timeout)
+            finally:
+                self._lock.acquire()
+                self._gates.discard(gate)
+
+    def notify_all(self) -> None:
+        """There is news. Called with the lock held."""
+        while self._gates:
+            self._gates.pop().release()
 
 
 class Call(Inbox):
@@ -51,7 +87,7 @@ class Call(Inbox):
     encoding = IDENTITY
     """The server's ``grpc-encoding``."""
     _headers_seen = False
-    _news: threading.Condition | LoopNews | None = None
+    _news: ThreadNews | LoopNews | None = None
     _callbacks: list[Callable[[], None]] | None = None
     _on_end: Callable[[], None] | None = None
 
@@ -200,8 +236,8 @@ class Call(Inbox):
     def wait_for_news(self, timeout: float | None) -> None:
         """Wait until `tell`. Called with the link's lock held, which is let go."""
         if self._news is None:
-            self._news = threading.Condition(self.link.lock)
-        assert isinstance(self._news, threading.Condition)
+            self._news = ThreadNews(self.link.lock)
+        assert isinstance(self._news, ThreadNews)
         self._news.wait(timeout)
 
     def tell_loop(self, news: LoopNews) -> None:
@@ -278,11 +314,11 @@ class Call(Inbox):
     def _wait(self, settled: Callable[[], bool]) -> None:
         """Wait for news from whoever reads; the deadline ends the call. Called with the lock held."""
         if not self.link.wait_for(self, settled, self.deadline):
-            self.link.lock.release()
             try:
+                self.link.lock.release()
                 self.link.expire(self)
             finally:
-                self.link.lock.acquire()
+                take_back(self.link.lock)
 
 
 class UnaryCall(Call):

@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.threads import OutOfThreads, Thread
+from hybridload.interrupts import take_back
 
 from .calls import Call
 from .connection import Connection, ConnectionClosed, Role
@@ -319,7 +320,7 @@ class ClientLink(Link):
                 self.lock.release()
                 self._flush_for(call)  # it may be what opens the window
             finally:
-                self.lock.acquire()
+                take_back(self.lock)
         if not self.wait_for(call, settled, call.deadline):
             self._expire(call)
         return call.status is None and connection.is_sending(call.stream_id)
@@ -559,7 +560,7 @@ class ClientLink(Link):
             self._read_in_role(timeout, only, False)
         finally:
             if self._reading:  # interrupted before it read
-                self.lock.acquire()
+                take_back(self.lock)
                 self._reading = False
 
     def _read_in_role(self, timeout: float | None, only: Call | None, soon: bool) -> None:
@@ -578,7 +579,10 @@ class ClientLink(Link):
                 failure = str(error)
             finally:
                 try:
-                    locked = self.lock.acquire()
+                    locked = self.lock.acquire(False)
+                    if not locked:
+                        take_back(self.lock)
+                        locked = True
                 finally:
                     self._reading = False
         except TimeoutError:
