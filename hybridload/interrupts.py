@@ -164,7 +164,12 @@ class Held:
 
     def _look_again(self) -> None:
         set_now = [(number, _get(number)) for number in _SIGNALS]
-        self._raising = [number for number, handler in set_now if callable(handler)]
+        # asyncio's raise nothing, and to set them again would undo what it has had the system do with them.
+        self._raising = [
+            number
+            for number, handler in set_now
+            if callable(handler) and getattr(handler, "__module__", None) != "asyncio.unix_events"
+        ]
         for number, handler in set_now:
             if handler is not self._replacement:  # else it was not put back
                 self._handlers[number] = handler
