@@ -93,12 +93,9 @@ class Held:
         if self._depth > 1:
             self._depth -= 1
             return
-        handlers, replacement = self._handlers, self._replacement
         try:
-            for number in self._raising:
-                handler = _set(number, handlers[number])
-                if handler is not replacement:
-                    _set(number, handler)  # somebody has set another meanwhile
+            # A call: what a handler raises at the end of a loop's step gets past `finally` on 3.13 (cpython#130279).
+            self._put_back()
         finally:  # a handler that is set again may have raised already
             self._depth = 0
             if self._arrived:
@@ -179,8 +176,9 @@ class Held:
         """Set the handlers again that were replaced, but not where somebody has set another meanwhile."""
         try:
             for number in self._raising:
-                if _get(number) is self._replacement:
-                    _set(number, self._handlers[number])
+                handler = _set(number, self._handlers[number])
+                if handler is not self._replacement:
+                    _set(number, handler)  # somebody has set another meanwhile
         except BaseException:  # raised by one of those that are set again: the others have to be as well
             self._put_back()
             raise

@@ -335,7 +335,7 @@ class TestAFileThatCannotBeRead:
         assert "cannot be read: Permission denied" in fault(path)
 
     def test_because_its_name_has_a_nul(self) -> None:
-        assert "cannot be read: embedded null byte" in fault(Path("a\0b"))
+        assert re.search("cannot be read: .*embedded null", fault(Path("a\0b")))
 
     @pytest.mark.parametrize("config", [5, b"plugins.toml", ["plugins.toml"], {}])
     def test_because_it_is_no_path(self, config: object) -> None:

@@ -34,6 +34,10 @@ def interrupted(tmp_path: Path, settings: dict[str, Any], kind: str) -> dict[str
     return report
 
 
+@pytest.mark.skipif(
+    sys.version_info[:2] == (3, 13),
+    reason="what a signal handler raises at the end of a loop's step gets past `finally` on Python 3.13 (cpython#130279)",
+)
 @pytest.mark.parametrize("kind", ["ctrl-c", "soft"])
 @pytest.mark.parametrize("settings", CONNECTIONS.values(), ids=CONNECTIONS)
 def test_interrupts_at_any_moment_end_the_callers_own_call_and_nothing_else(
