@@ -96,7 +96,7 @@ def _section(*numbers: int) -> None:
 
 @pytest.mark.skipif(
     sys.version_info[:2] == (3, 13),
-    reason="what a signal handler raises at the end of a loop's step gets past `finally` on Python 3.13 (cpython#130279)",
+    reason="what a signal handler raises in a loop may get past `finally` on Python 3.13 (cpython#130279)",
 )
 def test_a_storm_of_signals_loses_none_and_changes_no_handler() -> None:
     done = subprocess.run([sys.executable, "-c", STORM], capture_output=True, text=True, timeout=60, check=True)

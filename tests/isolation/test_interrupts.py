@@ -36,7 +36,7 @@ def interrupted(tmp_path: Path, settings: dict[str, Any], kind: str) -> dict[str
 
 @pytest.mark.skipif(
     sys.version_info[:2] == (3, 13),
-    reason="what a signal handler raises at the end of a loop's step gets past `finally` on Python 3.13 (cpython#130279)",
+    reason="what a signal handler raises in a loop may get past `finally` on Python 3.13 (cpython#130279)",
 )
 @pytest.mark.parametrize("kind", ["ctrl-c", "soft"])
 @pytest.mark.parametrize("settings", CONNECTIONS.values(), ids=CONNECTIONS)
