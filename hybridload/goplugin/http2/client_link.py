@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from hybridload.goplugin.streams.base import ROOM, Stream, StreamClosed, StreamError, StreamReset
 from hybridload.goplugin.threads import OutOfThreads, Thread
-from hybridload.interrupts import take_back
+from hybridload.interrupts import held, take_back
 
 from .calls import Call
 from .connection import Connection, ConnectionClosed, Role
@@ -618,8 +618,9 @@ class ClientLink(Link):
         if self._background is None:
             name = f"hybridload-http2-read-{self.stream.peer}"
             background = Thread(target=self._read_in_background, name=name, daemon=True)
-            background.start()
-            self._background = background
+            with held:
+                background.start()
+                self._background = background
         elif self._resting:
             self._resting = False
             self._background_wanted.notify()

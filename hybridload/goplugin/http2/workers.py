@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from hybridload.goplugin.threads import OutOfThreads, Thread
+from hybridload.interrupts import held
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Workers:
         :raises WorkersClosed: `close` was called.
         :raises OutOfThreads: no thread can be started, and the job is not patient, or there is none to wait for.
         """
-        with self._lock:
+        with held, self._lock:  # an interrupted half of it would leave a thread without a job
             if self._closed:
                 raise WorkersClosed(f"{self._name} takes nothing on any more")
             if self._idle:
