@@ -173,6 +173,7 @@ def row_config(row: Row, go_build: Callable[[str], Path], tmp_path_factory: pyte
         f'isolation = "{row.isolation}"\n'
         f'protocols = ["{protocol}"]\n'
         'max_message = "3500kB"\n'
+        "health_interval = 0\n"  # it lives on amid tests of others, and would do something meanwhile
         f"strict = {str(row.strict).lower()}\n" + (f"{CALL_TIMEOUT} = 600.0\n" if row.limited else "")
     )
     return config
