@@ -339,7 +339,7 @@ def test_callbacks_that_switch_each_others_plugins_do_not_wait_for_each_other(fo
                 return str(attempt(loader.switch, self.other, "in-process"))
         def call(mine, other):
             told = attempt(loader.load(mine).back, Switching(other), "x")
-            print(f"{mine} {told}\n", end="")  # in one piece: another thread prints as well
+            print(f"{mine} {told}\\n", end="")  # in one piece: another thread prints as well
         threads = [threading.Thread(target=call, args=pair) for pair in (("p", "netrpc"), ("netrpc", "p"))]
         for each in threads: each.start()
         for each in threads: each.join()
