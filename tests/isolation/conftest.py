@@ -21,6 +21,22 @@ from hybridload import Handshake, Loader, PluginEvent, PluginStatus
 
 HANDSHAKE = Handshake("ISOLATION_TEST", "on")
 GROUP = "test.isolation"
+
+GREETER_SDK = """
+from typing import Protocol
+from hybridload import Contract, Handshake
+
+class Greeter(Protocol):
+    def greet(self) -> str: ...
+
+class Hello:
+    def greet(self):
+        return "Hello from Python!"
+
+PLUGINS = {"greeter": Contract(Greeter, service="proto.GreeterService")}
+HANDSHAKE = Handshake("BASIC_PLUGIN", "hello")
+"""
+"""A module with go-plugin's greeter and its plugin, for tests that need no more."""
 PATIENCE = 60.0  # seconds
 
 Write = Callable[[str, str], None]

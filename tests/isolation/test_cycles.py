@@ -11,23 +11,9 @@ from pathlib import Path
 import pytest
 
 from hybridload import Loader
-from tests.isolation.conftest import GROUP, Write
+from tests.isolation.conftest import GREETER_SDK, GROUP, Write
 from tests.isolation.memory import Memory
 
-SDK = """
-from typing import Protocol
-from hybridload import Contract, Handshake
-
-class Greeter(Protocol):
-    def greet(self) -> str: ...
-
-class Hello:
-    def greet(self):
-        return "Hello from Python!"
-
-PLUGINS = {"greeter": Contract(Greeter, service="proto.GreeterService")}
-HANDSHAKE = Handshake("BASIC_PLUGIN", "hello")
-"""
 CONFIG = """
 [host]
 plugins = "cycles_sdk:PLUGINS"
@@ -74,7 +60,7 @@ def test_ten_thousand_cycles_leave_nothing(
 
 
 def cycle(write_module: Write, request: pytest.FixtureRequest, folder: Path, row: str, times: int) -> None:
-    write_module("cycles_sdk", SDK)
+    write_module("cycles_sdk", GREETER_SDK)
     name, isolation, _ = ROWS[row]
     build: Callable[[str], Path] | None = request.getfixturevalue("go_build") if isolation == "external" else None
     config = folder / "plugins.toml"

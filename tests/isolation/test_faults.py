@@ -22,23 +22,9 @@ import pytest
 from hybridload import Loader, platforms
 from hybridload.errors import ChecksumMismatch, NoUsableIsolation, PermissionDenied, PluginError
 from hybridload.goplugin import Client, process
-from tests.isolation.conftest import Write
+from tests.isolation.conftest import GREETER_SDK, Write
 
 FAULTS = Path(__file__).parent / "faults.py"
-SDK = """
-from typing import Protocol
-from hybridload import Contract, Handshake
-
-class Greeter(Protocol):
-    def greet(self) -> str: ...
-
-class Hello:
-    def greet(self):
-        return "Hello from Python!"
-
-PLUGINS = {"greeter": Contract(Greeter, service="proto.GreeterService")}
-HANDSHAKE = Handshake("BASIC_PLUGIN", "hello")
-"""
 HOST = """
 [host]
 plugins = "faults_sdk:PLUGINS"
@@ -68,7 +54,7 @@ Site = Callable[..., Path]
 @pytest.fixture
 def site(tmp_path: Path, write_module: Write, go_build: Any) -> Site:
     """Writes a configuration with one plugin, ``one``."""
-    write_module("faults_sdk", SDK)
+    write_module("faults_sdk", GREETER_SDK)
     go = go_build("tests/go/greeter")
 
     def write(*lines: str) -> Path:
