@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 
@@ -22,7 +21,7 @@ class Foreign(Exception):
 
 class Everything:
     def __init__(self) -> None:
-        self._events: defaultdict[str, threading.Event] = defaultdict(threading.Event)
+        self._events: dict[str, threading.Event] = {}
         self._releases: dict[str, Callable[[], object]] = {}
         self._barriers: dict[str, threading.Barrier] = {}
         self._lock = threading.Lock()
@@ -92,7 +91,7 @@ class Everything:
                 yield number
                 number += 1
         finally:
-            self._events[key].set()
+            self._event(key).set()
 
     def total(self, numbers: Iterator[int]) -> int:
         return sum(numbers)
@@ -139,11 +138,11 @@ class Everything:
         loop, released = asyncio.get_running_loop(), asyncio.Event()
         self._releases[key] = lambda: loop.call_soon_threadsafe(released.set)
         try:
-            self._events[f"{key} begun"].set()
+            self._event(f"{key} begun").set()
             await released.wait()
-            self._events[f"{key} to its end"].set()
+            self._event(f"{key} to its end").set()
         finally:
-            self._events[key].set()
+            self._event(key).set()
 
     async def slow_fail(self, how: str) -> None:
         await asyncio.sleep(0)
@@ -165,7 +164,7 @@ class Everything:
                 yield number
                 number += 1
         finally:
-            self._events[key].set()
+            self._event(key).set()
 
     async def slow_scaled(self, factor: int, numbers: AsyncIterator[int]) -> AsyncIterator[int]:
         async for number in numbers:
@@ -213,18 +212,22 @@ class Everything:
                 raise ValueError("x" * 100_000)
         raise RuntimeError(how)
 
+    def _event(self, key: str) -> threading.Event:
+        """The one event of this name, even for two threads that ask at once: a `defaultdict` may give each its own."""
+        return self._events.setdefault(key, threading.Event())
+
     def hold(self, key: str) -> None:
-        self._events[f"{key} begun"].set()
-        if not self._events[f"{key} release"].wait(PATIENCE):
+        self._event(f"{key} begun").set()
+        if not self._event(f"{key} release").wait(PATIENCE):
             raise TimeoutError(f"nobody released {key}")
-        self._events[key].set()
+        self._event(key).set()
 
     def release(self, key: str) -> None:
-        self._events[f"{key} release"].set()
+        self._event(f"{key} release").set()
         self._releases.pop(key, lambda: None)()
 
     def ended(self, key: str) -> bool:
-        return self._events[key].wait(PATIENCE)
+        return self._event(key).wait(PATIENCE)
 
     def meet(self, key: str, parties: int) -> int:
         with self._lock:
