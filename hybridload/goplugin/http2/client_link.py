@@ -5,7 +5,8 @@ own unary call takes the role when it is free: with one call on the connection, 
 request and reads the answer itself, and no other thread is ever woken. Whoever finds the role taken waits until its
 call has news. Calls that nobody may be waiting for (streams, futures) and those that are left when a caller has its
 answer are read for by a background thread, which holds the role while there are calls and then rests, so that the next
-caller finds the role free.
+caller finds the role free. It also reads until the peer has heard of streams that were given up: a server that cannot
+write does not come to end what makes the responses.
 
 Only callers who wait for nothing but their own answer read: a thread blocked in `receive` cannot be told that its call
 was cancelled. Consumers of streams and futures always wait for news instead.
@@ -488,7 +489,7 @@ class ClientLink(Link):
                     break  # what is read without end need not be an answer
             if call.status is None and not self.wait_for(call, call.is_over, call.deadline, may_read=True):
                 self._expire(call)
-            if self.calls and not self._reading:
+            if (self.calls or (self.connection.unheard and self.has_reader)) and not self._reading:
                 self._leave_to_others()
         finally:
             if not (reading and self._reading):  # else interrupted before it read, and without the lock
@@ -628,12 +629,22 @@ class ClientLink(Link):
     def _read_in_background(self) -> None:
         with self.lock:
             while not self._closed and self.ended is None:
-                if self._reading or not self.calls:
+                if self._reading or not self._must_read():
                     self._resting = True
                     self._background_wanted.wait()
                     self._resting = False
                 else:
                     self._read(None)
+
+    def _must_read(self) -> bool:
+        """Whether somebody has to read: for calls, or until the peer has heard that streams were given up.
+
+        A server writes on until then, and where nobody reads, it waits for that with whoever makes the responses.
+        """
+        if self.calls:
+            return True
+        self.connection.confirm()
+        return self.connection.unheard
 
     def _handle(self, events: list[Event]) -> None:
         calls = self.calls

@@ -74,6 +74,7 @@ _pack, _unpack = _HEADER.pack, _HEADER.unpack_from
 _pack_message, _unpack_message = _DATA_HEADER.pack, _DATA_HEADER.unpack_from
 _unpack_control = patterns.CONTROL.unpack_from
 
+_NO_SETTINGS: Final = frames.settings({})
 _PING_ACK: Final = frames.ping(b"", ack=True)
 _PING_ACK_SIZE: Final = len(_PING_ACK) + 8
 _SHORTEST_REQUEST: Final = frames.HEADER.size + _DATA_HEADER.size
@@ -189,6 +190,11 @@ class Connection:
         self._needed = 0
         self._greeting = frames.PREFACE if self._is_server else b""
         self.settings_seen = False
+        self.unheard = False
+        """Whether the peer may still send on streams that we reset: see `confirm`."""
+        self._unheard_since = False  # whether a stream was reset after the latest `confirm`
+        self._confirming = False
+        self._unacknowledged = 1  # of our SETTINGS
         # Whether the peer's next byte begins a frame that may begin anything: what the short ways through ask for.
         self._between_frames = False
         # Inside the payload of a DATA frame: what is left of it, its stream (none: to be dropped) and its end.
@@ -400,12 +406,25 @@ class Connection:
         """
         stream = self._streams.pop(stream_id, None)
         if stream is not None:
+            if stream.receiving:
+                self.unheard = self._unheard_since = True
             stream.sending = stream.receiving = False
             self._remember_reset(stream_id, stream.receive_window)
             self.due.append(frames.rst_stream(stream_id, code))
             self._cancellations_left -= 1
             if not self._cancellations_left:
                 self.going_away = True
+
+    def confirm(self) -> None:
+        """Have the peer say that it has read of our resets: no more comes on those streams then, and `unheard` ends.
+
+        It says so by acknowledging SETTINGS that change nothing (RFC 9113, section 6.5.3). A PING would do as well, but
+        grpc-go counts those, and ends connections on which there are many.
+        """
+        if self.unheard and not self._confirming:
+            self._confirming, self._unheard_since = True, False
+            self._unacknowledged += 1
+            self.due.append(_NO_SETTINGS)
 
     def _remember_reset(self, stream_id: int, window: int) -> None:
         if len(self._reset) >= _REMEMBERED_RESETS:
@@ -1035,6 +1054,9 @@ class Connection:
         if flags & frames.ACK:
             if payload:
                 raise FrameError(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
+            self._unacknowledged -= 1
+            if self._confirming and self._unacknowledged <= 0:
+                self._confirming, self.unheard = False, self._unheard_since
             return
         if not self.settings_seen:
             self.settings_seen = True

@@ -23,7 +23,7 @@ from hybridload.goplugin.certificates import generate_certificate
 from hybridload.goplugin.http2 import client_link, frames
 from hybridload.goplugin.http2.channel import Channel
 from hybridload.goplugin.http2.connection import Connection, Role
-from hybridload.goplugin.http2.events import HeadersReceived
+from hybridload.goplugin.http2.events import DataReceived, HeadersReceived, StreamEnded
 from hybridload.goplugin.http2.header_blocks import encode
 from hybridload.goplugin.http2.server import Server
 from hybridload.goplugin.http2.server_link import ServerLink
@@ -544,6 +544,81 @@ def test_the_only_connection_there_can_be_is_used_on(dial: Dialler) -> None:
             assert next(given_up) == b"first"
             given_up.cancel()
         assert len(dial.opened) == 1
+
+
+def give_up(channel: Channel) -> None:
+    responses = channel.unary_stream("/t.T/Count")(b"")
+    assert next(responses) == b"x"
+    responses.cancel()
+
+
+def drop(channel: Channel) -> None:
+    responses = channel.unary_stream("/t.T/Count")(b"")
+    assert next(responses) == b"x"
+    del responses
+    gc.collect()
+    assert channel.unary_unary("/t.T/Echo").future(b"x", timeout=20).result() == b"x"  # the connection hears of it now
+
+
+def give_up_beside_a_call_that_reads(channel: Channel) -> None:
+    with ThreadPoolExecutor(1) as others:
+        echoing = others.submit(channel.unary_unary("/t.T/Echo"), b"x", timeout=20)
+        while not any(link._reading for link in channel._pool._links):
+            time.sleep(0.001)
+        give_up(channel)
+        assert echoing.result() == b"x"
+
+
+def give_up_in_a_task(channel: Channel) -> None:
+    async def host() -> None:
+        responses = channel.on_loops("/t.T/Count").stream(b"")
+        assert await anext(responses) == b"x"
+        responses.cancel()
+
+    asyncio.run(host())
+
+
+@pytest.mark.parametrize("leave", [give_up, drop, give_up_beside_a_call_that_reads, give_up_in_a_task])
+def test_a_server_can_write_until_it_has_heard_that_nobody_wants_a_stream(leave: Callable[[Channel], None]) -> None:
+    mine, theirs = socket_pair()
+    written = threading.Event()
+
+    def serve() -> None:
+        connection = Connection(Role.SERVER)
+        paths: dict[int, bytes] = {}
+        given_up = False
+        while data := theirs.receive():
+            late: list[bytes] = []
+            for event in connection.receive(data):
+                if isinstance(event, HeadersReceived):
+                    paths[event.stream_id] = dict(event.headers)[b":path"]
+                elif isinstance(event, StreamEnded):
+                    given_up = True
+                    late = [frames.header(8192, frames.DATA, 0, event.stream_id) + bytes(8192)] * 100
+                elif isinstance(event, DataReceived) and paths.get(event.stream_id, b"").endswith(b"Count"):
+                    connection.send_headers(event.stream_id, OK_RESPONSE)
+                    connection.send_data(event.stream_id, b"\0\0\0\0\1x")
+            if given_up:
+                for each in [each for each, path in paths.items() if path.endswith(b"Echo")]:
+                    del paths[each]
+                    connection.send_headers(each, OK_RESPONSE)
+                    connection.send_data(each, b"\0\0\0\0\1x")
+                    connection.send_headers(each, OK_TRAILERS, True)
+            theirs.send_all([*connection.data_to_send(), *late])
+            if late:
+                written.set()
+
+    def run() -> None:
+        with contextlib.suppress(StreamError):  # the channel is closed
+            serve()
+
+    serving = threading.Thread(target=run)
+    serving.start()
+    with Channel(lambda _: mine, max_connections=1) as channel:
+        leave(channel)
+        assert written.wait(20)
+    serving.join()
+    theirs.close()
 
 
 def test_a_connection_that_is_handed_over_reaches_who_waits_for_it(

@@ -813,6 +813,42 @@ def test_a_client_that_has_reset_many_streams_opens_no_more_and_goes_on_with_tho
     assert [type(each) for each in events] == [HeadersReceived, DataReceived]
 
 
+def test_the_peer_confirms_that_it_has_heard_of_resets() -> None:
+    client, server = Connection(Role.CLIENT), Connection(Role.SERVER)
+
+    def exchange() -> None:
+        while any(sent := (take(client), take(server))):
+            server.receive(sent[0])
+            client.receive(sent[1])
+
+    def reset_one() -> None:
+        stream_id = client.open_stream()
+        client.send_headers(stream_id, encode(REQUEST))
+        client.reset(stream_id)
+
+    client.confirm()
+    reset_one()
+    assert client.unheard
+    exchange()
+    assert client.unheard  # nobody has asked, and what acknowledges the first settings says nothing
+    client.confirm()
+    client.confirm()
+    assert take(client) == frames.settings({})
+    reset_one()
+    client.receive(frames.SETTINGS_ACK)
+    assert client.unheard  # of the second, still
+    client.confirm()
+    exchange()
+    assert not client.unheard
+
+
+def test_a_reset_after_the_peers_end_needs_no_word() -> None:
+    client = with_requests(Role.CLIENT)
+    client.receive(frames.headers(1, encode(RESPONSE), True, 16384))
+    client.reset(1)
+    assert not client.unheard
+
+
 def test_a_client_that_has_no_other_connection_resets_as_many_as_it_likes() -> None:
     connection = greeted(Role.CLIENT, cancellations=0)
     for _ in range(3000):
