@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -174,23 +173,26 @@ def test_it_finds_what_one_started_by_itself_finds(
 def test_no_descriptor_of_the_fork_server_reaches_it(start: Start) -> None:
     reader, writer = os.pipe()
     os.set_inheritable(writer, True)
-    listing = "sorted(os.readlink(each.path) for each in os.scandir('/proc/self/fd') if os.path.lexists(each.path))"
+    listing = "[os.readlink(each.path) for each in os.scandir('/proc/self/fd') if os.path.lexists(each.path)]"
 
-    def listed(look: Look) -> list[str]:
-        """The kinds of its descriptors once it has both of its connections: that of calls, and that of streams."""
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            found = sorted(re.sub(r"\d+", "N", each) for each in eval(look(listing)))
-            if found.count("socket:[N]") > 2 or time.monotonic() > deadline:
-                return found
-            time.sleep(0.01)
+    def listed(look: Look) -> tuple[list[str], set[str]]:
+        """The kinds of its descriptors, and the sockets among them: as many as it has connections just now."""
+        found = eval(look(listing))
+        sockets = {each for each in found if each.startswith("socket:")}
+        return sorted(re.sub(r"\d+", "N", each) for each in found if each not in sockets), sockets
 
     try:
-        kinds = [listed(look) for _, look in (start(), start(None))]
+        client, look = start()
+        kinds, sockets = listed(look)
+        alone, _ = listed(start(None)[1])
     finally:
         os.close(reader)
         os.close(writer)
-    assert kinds[0] == kinds[1]
+    assert kinds == alone
+    of_server = {os.readlink(each.path) for each in os.scandir(f"/proc/{parent(client)}/fd")}
+    assert any(each.startswith("socket:") for each in of_server)
+    assert sockets
+    assert not sockets & of_server
 
 
 def test_its_environment_is_the_one_that_was_asked_for(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
