@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridload.errors import PluginCrashed
+from hybridload.goplugin.grpc.connection import GRPCConnection
 from tests.isolation.conftest import Employ, wait_until
 
 pytestmark = pytest.mark.parametrize("engine", ["direct", "grpcio"])
@@ -63,3 +64,24 @@ def test_a_plugin_that_cannot_be_reached_any_more_is_replaced_though_nobody_call
     (work.folder / "now").touch()
     work.story.wait_for("running")
     assert work.worker.pid() != before
+
+
+def test_one_that_answered_over_its_last_connection_just_before_that_broke_is_replaced_too(
+    employ: Employ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = GRPCConnection._answers
+    asked: list[float] = []
+
+    def answered(connection: GRPCConnection, timeout: float) -> bool:
+        asked.append(timeout)
+        if len(asked) > 1:
+            return answers(connection, timeout)
+        wait_until(lambda: not answers(connection, 0.0))
+        return True
+
+    monkeypatch.setattr(GRPCConnection, "_answers", answered)
+    work = employ("health_interval = 0")
+    work.worker.close_sockets_at(str(work.folder / "now"))
+    (work.folder / "now").touch()
+    work.story.wait_for("running")
+    assert len(asked) > 1

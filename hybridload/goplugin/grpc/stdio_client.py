@@ -46,11 +46,11 @@ class StdioStream:
     ) -> None:
         self._sinks = {messages.STDOUT: stdout, messages.STDERR: stderr}
         self._rpc_error = rpc_error
-        self._not_opened: tuple[type[Exception], ...] = (*rpc_error, ValueError)
         self._name = name
         self._survived = survived
         self._taken = 0
         self._closed = False
+        self._broke = False
         self.absent = False
         """Whether the plugin has no stdio service, once it has said so."""
         self._open = channel.unary_stream(
@@ -94,18 +94,17 @@ class StdioStream:
                 now = time.monotonic()
                 short = short + 1 if now - began < _SHORT else 0
                 began = now
-                self._call = self._open(messages.Empty())
-                if self._closed:
-                    self._call.cancel()
-        except self._not_opened as error:
-            log.debug("plugin %s: its output stream cannot be opened again: %s", self._name, error)
         finally:
             for sink in self._sinks.values():
                 sink.finish()
 
     def _take(self) -> bool:
-        """Take all that comes; whether there may be more if the stream is opened again."""
+        """Take all that comes; whether there may be more if this is done again, which opens the stream anew."""
         try:
+            if self._broke:
+                self._call = self._open(messages.Empty())
+                if self._closed:
+                    self._call.cancel()
             for chunk in self._call:
                 sink = self._sinks.get(chunk.channel)
                 if sink is None:
@@ -114,6 +113,7 @@ class StdioStream:
                     sink.write(chunk.data)
                 self._taken += 1
         except self._rpc_error as error:
+            self._broke = True
             code = error.code().name  # type: ignore[attr-defined]
             if code == "UNIMPLEMENTED":
                 self.absent = True
@@ -121,4 +121,6 @@ class StdioStream:
             elif code not in ("CANCELLED", "UNAVAILABLE"):
                 log.warning("plugin %s: its output stream broke: %s", self._name, escape_controls(str(error)))
             return not self._closed and self._survived(error)
+        except ValueError as error:
+            log.debug("plugin %s: its output stream cannot be opened again: %s", self._name, error)
         return False
