@@ -140,6 +140,7 @@ class ClientLink(Link):
         if self.ended is None and self.stream.readable():
             with self.lock:
                 self._catch_up()
+                self._pass_role_on()  # calls that have come meanwhile count on whoever reads
         return self.usable
 
     def _catch_up(self) -> None:
@@ -279,6 +280,7 @@ class ClientLink(Link):
                 return False
             self.connection.reset(call.stream_id, ErrorCode.CANCEL)
             self.finish(call, status)
+            self._pass_role_on()  # its caller may have been interrupted with the role, while others count on that
         self.flush_or_delegate()
         return True
 
@@ -489,8 +491,8 @@ class ClientLink(Link):
                     break  # what is read without end need not be an answer
             if call.status is None and not self.wait_for(call, call.is_over, call.deadline, may_read=True):
                 self._expire(call)
-            if (self.calls or (self.connection.unheard and self.has_reader)) and not self._reading:
-                self._leave_to_others()
+            if (self.calls or self.connection.unheard) and not self._reading:
+                self._pass_role_on()
         finally:
             if not (reading and self._reading):  # else interrupted before it read, and without the lock
                 lock.release()
@@ -525,8 +527,14 @@ class ClientLink(Link):
             return False
         return True
 
-    def _leave_to_others(self) -> None:
-        """The role is free, and there are calls: the background thread takes it, or who waits for one of them."""
+    def _pass_role_on(self) -> None:
+        """Where the role is free and somebody has to read, the background thread takes it, or who waits for a call.
+
+        Called with `lock` held. A caller who makes call after call has the role again before that thread wakes: so it
+        is here that the peer is asked to confirm, which leaves with the next call.
+        """
+        if self._reading or not (self.calls or (self.connection.unheard and self.has_reader and self._must_read())):
+            return
         if not self._is_read():
             for call in self.calls.values():
                 call.tell()

@@ -811,6 +811,8 @@ class Connection:
         self._remember_reset(stream_id, self._stream_window)
         self._queue_control(frames.rst_stream(stream_id, code))
         if known is not None:
+            if known.receiving:
+                self.unheard = self._unheard_since = True
             known.sending = known.receiving = False
             if known.received_headers or not self._is_server:
                 self._events.append(StreamEnded(stream_id, code, False, reason))

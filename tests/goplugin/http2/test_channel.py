@@ -22,6 +22,7 @@ import pytest
 from hybridload.goplugin.certificates import generate_certificate
 from hybridload.goplugin.http2 import client_link, frames
 from hybridload.goplugin.http2.channel import Channel
+from hybridload.goplugin.http2.client_link import ClientLink
 from hybridload.goplugin.http2.connection import Connection, Role
 from hybridload.goplugin.http2.events import DataReceived, HeadersReceived, StreamEnded
 from hybridload.goplugin.http2.header_blocks import encode
@@ -621,6 +622,30 @@ def test_a_server_can_write_until_it_has_heard_that_nobody_wants_a_stream(leave:
     theirs.close()
 
 
+def test_calls_that_follow_each_other_closely_carry_the_question_whether_a_stream_is_given_up(
+    dial: Dialler, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that is to ask may find a caller reading whenever it wakes."""
+    go_on, ended = threading.Event(), threading.Event()
+    service.handlers["Wait"] = Handler(lambda request, _: go_on.wait(20) and request)
+    monkeypatch.setattr(ClientLink, "_read_in_background", lambda link: ended.wait(20))
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as others:
+        reading = others.submit(channel.unary_unary("/t.T/Wait"), b"x", timeout=20)
+        while not any(link._reading for link in channel._pool._links):
+            time.sleep(0.001)
+        stream = channel.unary_stream("/t.T/HangStream")(b"")
+        assert next(stream) == b"first"
+        stream.cancel()
+        go_on.set()
+        assert reading.result() == b"x"
+        connection = channel._pool._links[0].connection
+        assert connection.unheard
+        for _ in range(3):
+            channel.unary_unary("/t.T/Echo")(b"x", timeout=5)
+        assert not connection.unheard
+        ended.set()
+
+
 def test_a_connection_that_is_handed_over_reaches_who_waits_for_it(
     dial: Dialler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1141,6 +1166,60 @@ def test_whoever_is_interrupted_before_it_reads_hears_of_nothing_else(
             with pytest.raises(KeyboardInterrupt):
                 echo(b"x", timeout=5)
         assert echo(b"y", timeout=5) == b"y"
+
+
+def until_another_waits(channel: Channel) -> None:
+    """Until a call waits for what another thread reads."""
+    deadline = time.monotonic() + 20
+    while not any(call._news is not None for link in channel._pool._links for call in list(link.calls.values())):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_whoever_is_interrupted_before_it_reads_leaves_that_to_those_who_count_on_it(
+    dial: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, caller = ClientLink._read_in_role, threading.current_thread()
+    has_role = threading.Event()
+
+    def interrupted(link: ClientLink, *args: Any) -> None:
+        if threading.current_thread() is caller:
+            has_role.set()
+            until_another_waits(channel)
+            raise KeyboardInterrupt
+        read(link, *args)
+
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as others:
+        echo = channel.unary_unary("/t.T/Echo")
+        echo(b"x", timeout=5)
+        monkeypatch.setattr(ClientLink, "_read_in_role", interrupted)
+        other = others.submit(lambda: has_role.wait(20) and echo(b"y", timeout=5))
+        with pytest.raises(KeyboardInterrupt):
+            echo(bytes(60_000), timeout=5)
+        assert other.result() == b"y"
+
+
+def test_a_call_that_comes_while_somebody_looks_whether_its_connection_lives_is_read_for(
+    dial: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive, looking = ClientLink.receive, threading.current_thread()
+    has_role = threading.Event()
+
+    def receive_nothing(link: ClientLink, *args: Any) -> bytes:
+        if threading.current_thread() is looking:
+            has_role.set()
+            until_another_waits(channel)
+            raise TimeoutError
+        return receive(link, *args)
+
+    with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as others:
+        echo = channel.unary_unary("/t.T/Echo")
+        echo(b"x", timeout=5)
+        monkeypatch.setattr(ClientLink, "receive", receive_nothing)
+        monkeypatch.setattr(SocketStream, "readable", lambda _: threading.current_thread() is looking)
+        other = others.submit(lambda: has_role.wait(20) and echo(b"y", timeout=5))
+        assert channel._pool._links[0].still_usable()
+        assert other.result() == b"y"
 
 
 def test_whoever_is_interrupted_while_it_sends_ends_the_connection(

@@ -842,6 +842,12 @@ def test_the_peer_confirms_that_it_has_heard_of_resets() -> None:
     assert not client.unheard
 
 
+def test_a_stream_that_ends_with_the_peers_mistake_is_reset_without_its_knowing_too() -> None:
+    client = with_requests(Role.CLIENT)
+    client.receive(frames.window_update(1, 0))
+    assert client.unheard
+
+
 def test_a_reset_after_the_peers_end_needs_no_word() -> None:
     client = with_requests(Role.CLIENT)
     client.receive(frames.headers(1, encode(RESPONSE), True, 16384))
