@@ -175,24 +175,25 @@ def test_no_descriptor_of_the_fork_server_reaches_it(start: Start) -> None:
     os.set_inheritable(writer, True)
     listing = "[os.readlink(each.path) for each in os.scandir('/proc/self/fd') if os.path.lexists(each.path)]"
 
-    def listed(look: Look) -> tuple[list[str], set[str]]:
-        """The kinds of its descriptors, and the sockets among them: as many as it has connections just now."""
-        found = eval(look(listing))
-        sockets = {each for each in found if each.startswith("socket:")}
-        return sorted(re.sub(r"\d+", "N", each) for each in found if each not in sockets), sockets
+    def listed(look: Look) -> tuple[set[str], set[str]]:
+        """The files among its descriptors, and its pipes and sockets: of those it has as many as it needs just now."""
+        found = set(eval(look(listing)))
+        channels = {each for each in found if each.startswith(("pipe:", "socket:"))}
+        return {re.sub(r"\d+", "N", each) for each in found - channels}, channels
 
     try:
         client, look = start()
-        kinds, sockets = listed(look)
+        files, channels = listed(look)
         alone, _ = listed(start(None)[1])
+        of_test = {os.readlink(f"/proc/self/fd/{writer}")}
     finally:
         os.close(reader)
         os.close(writer)
-    assert kinds == alone
+    assert files == alone
     of_server = {os.readlink(each.path) for each in os.scandir(f"/proc/{parent(client)}/fd")}
     assert any(each.startswith("socket:") for each in of_server)
-    assert sockets
-    assert not sockets & of_server
+    assert channels
+    assert not channels & (of_server | of_test)
 
 
 def test_its_environment_is_the_one_that_was_asked_for(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
