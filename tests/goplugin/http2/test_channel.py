@@ -1176,23 +1176,31 @@ def until_another_waits(channel: Channel) -> None:
         time.sleep(0.001)
 
 
+def break_off(monkeypatch: pytest.MonkeyPatch, channel: Channel, step: str, error: BaseException) -> threading.Event:
+    """Have a step of this thread's reading raise, once another call waits for what it reads.
+
+    :returns: set when this thread has the role.
+    """
+    original, here, has_role = getattr(ClientLink, step), threading.current_thread(), threading.Event()
+
+    def broken_off(link: ClientLink, *args: Any) -> Any:
+        if threading.current_thread() is here:
+            has_role.set()
+            until_another_waits(channel)
+            raise error
+        return original(link, *args)
+
+    monkeypatch.setattr(ClientLink, step, broken_off)
+    return has_role
+
+
 def test_whoever_is_interrupted_before_it_reads_leaves_that_to_those_who_count_on_it(
     dial: Dialler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, caller = ClientLink._read_in_role, threading.current_thread()
-    has_role = threading.Event()
-
-    def interrupted(link: ClientLink, *args: Any) -> None:
-        if threading.current_thread() is caller:
-            has_role.set()
-            until_another_waits(channel)
-            raise KeyboardInterrupt
-        read(link, *args)
-
     with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as others:
         echo = channel.unary_unary("/t.T/Echo")
         echo(b"x", timeout=5)
-        monkeypatch.setattr(ClientLink, "_read_in_role", interrupted)
+        has_role = break_off(monkeypatch, channel, "_read_in_role", KeyboardInterrupt())
         other = others.submit(lambda: has_role.wait(20) and echo(b"y", timeout=5))
         with pytest.raises(KeyboardInterrupt):
             echo(bytes(60_000), timeout=5)
@@ -1202,20 +1210,11 @@ def test_whoever_is_interrupted_before_it_reads_leaves_that_to_those_who_count_o
 def test_a_call_that_comes_while_somebody_looks_whether_its_connection_lives_is_read_for(
     dial: Dialler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receive, looking = ClientLink.receive, threading.current_thread()
-    has_role = threading.Event()
-
-    def receive_nothing(link: ClientLink, *args: Any) -> bytes:
-        if threading.current_thread() is looking:
-            has_role.set()
-            until_another_waits(channel)
-            raise TimeoutError
-        return receive(link, *args)
-
+    looking = threading.current_thread()
     with Channel(dial, max_connections=1) as channel, ThreadPoolExecutor(1) as others:
         echo = channel.unary_unary("/t.T/Echo")
         echo(b"x", timeout=5)
-        monkeypatch.setattr(ClientLink, "receive", receive_nothing)
+        has_role = break_off(monkeypatch, channel, "receive", TimeoutError())
         monkeypatch.setattr(SocketStream, "readable", lambda _: threading.current_thread() is looking)
         other = others.submit(lambda: has_role.wait(20) and echo(b"y", timeout=5))
         assert channel._pool._links[0].still_usable()
